@@ -1,0 +1,52 @@
+# Every target makes its own virtual environment and installs what it needs; a second call starts at once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi')
+PYTEST_ARGS ?=
+
+# TensorFlow imports three times slower without its bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint format bench wire clean
+
+demo: $(VENV)/installed
+	$(BIN)/graftserve demo --work-dir build/demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && bin/python -m mypy --config-file ../pyproject.toml -p graftserve.cli -p graftserve.client \
+	  -p graftserve.export -p graftserve.serving -p graftserve.training
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/embedded_throughput.py --output build/bench
+
+wire: $(VENV)/dependencies
+	PYTHON=$(BIN)/python scripts/generate-wire
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# The dependencies follow pyproject.toml; the wheel, which everything here runs on, follows the sources.
+$(VENV)/dependencies: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("graftserve needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install '.[dev]'
+	touch $@
+
+$(VENV)/installed: $(VENV)/dependencies $(SOURCES) VERSION README.md
+	rm -rf build/wheel build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --outdir build/wheel . > $(VENV)/wheel.log 2>&1 || (cat $(VENV)/wheel.log; exit 1)
+	$(PIP) install --no-deps --force-reinstall build/wheel/*.whl
+	touch $@
