@@ -1,0 +1,50 @@
+"""The messages and RPCs of TensorFlow Serving's gRPC API, without TensorFlow.
+
+The `.proto` files here are ours; field numbers, enum values and RPC paths are TensorFlow Serving's,
+so the bytes on the wire are the same. They live in our own proto package (`graftserve.wire`): a process
+may import TensorFlow or tensorflow-serving-api beside them without a clash in the descriptor pool.
+
+`*_pb2.py` and `*_pb2.pyi` are generated: change a `.proto` file, then run `make wire`
+(`scripts/generate-wire`, with the grpcio-tools release pinned in pyproject.toml).
+
+`methods` holds the RPCs, `tensors` turns NumPy arrays into TensorProto and back.
+"""
+
+from .prediction_log_pb2 import PredictionLog, PredictLog
+from .prediction_pb2 import (
+    Code,
+    GetModelMetadataRequest,
+    GetModelMetadataResponse,
+    GetModelStatusRequest,
+    GetModelStatusResponse,
+    ModelSpec,
+    ModelVersionStatus,
+    PredictRequest,
+    PredictResponse,
+    SignatureDef,
+    SignatureDefMap,
+    StatusProto,
+    TensorInfo,
+)
+from .tensor_pb2 import DataType, TensorProto, TensorShapeProto
+
+__all__ = [
+    "Code",
+    "DataType",
+    "GetModelMetadataRequest",
+    "GetModelMetadataResponse",
+    "GetModelStatusRequest",
+    "GetModelStatusResponse",
+    "ModelSpec",
+    "ModelVersionStatus",
+    "PredictLog",
+    "PredictRequest",
+    "PredictResponse",
+    "PredictionLog",
+    "SignatureDef",
+    "SignatureDefMap",
+    "StatusProto",
+    "TensorInfo",
+    "TensorProto",
+    "TensorShapeProto",
+]
