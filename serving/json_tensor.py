@@ -1,0 +1,360 @@
+"""JSON predict requests as arrays, and arrays as JSON answers.
+
+    {"instances": [row, ...]}           -> {"predictions": [row, ...]}    row form
+    {"inputs": {"name": tensor, ...}}   -> {"outputs": ...}               column form
+
+The signature's dtypes say what a JSON value becomes; a value of another kind is an error, never rounded or
+cut. Bytes are `{"b64": "..."}` in requests, and in answers for outputs whose name ends in `_bytes`. NaN,
+Infinity and -Infinity are read and written.
+Source: tensorflow_serving/util/json_tensor.cc and its messages.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from graftserve.client.wire import DataType
+from graftserve.client.wire.tensors import TensorError, dtype_name
+
+from .errors import Code, ServingError
+from .servable import Array, Signature
+
+__all__ = ["PredictBody", "decode_inputs", "encode_outputs", "parse_predict_body"]
+
+_BYTES_SUFFIX = "_bytes"
+_MAX_SHOWN = 200  # characters of an offending value in a message
+
+_INTEGERS: dict[int, type[np.integer[Any]]] = {
+    DataType.DT_INT8: np.int8,
+    DataType.DT_INT16: np.int16,
+    DataType.DT_INT32: np.int32,
+    DataType.DT_INT64: np.int64,
+    DataType.DT_UINT8: np.uint8,
+    DataType.DT_UINT16: np.uint16,
+    DataType.DT_UINT32: np.uint32,
+    DataType.DT_UINT64: np.uint64,
+}
+_FLOATS: dict[int, type[np.floating[Any]]] = {
+    DataType.DT_HALF: np.float16,
+    DataType.DT_FLOAT: np.float32,
+    DataType.DT_DOUBLE: np.float64,
+}
+_TYPE_NAMES = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "half",
+}  # TensorFlow's where NumPy's differ
+_JSON_NAMES = {
+    type(None): "Null",
+    bool: "Boolean",
+    dict: "Object",
+    list: "Array",
+    str: "String",
+    int: "Number",
+    float: "Number",
+}
+
+
+@dataclass(frozen=True)
+class PredictBody:
+    """A parsed request. row_form: `instances` came, so the answer is `predictions`."""
+
+    signature_name: str
+    row_form: bool
+    value: Any
+
+
+def parse_predict_body(body: bytes) -> PredictBody:
+    """Raises ServingError (INVALID_ARGUMENT) if it is not JSON or not a predict request."""
+    if not body:
+        raise _invalid("JSON Parse error: The document is empty")
+    try:
+        document = json.loads(body)
+    except json.JSONDecodeError as exc:
+        raise _invalid(f"JSON Parse error: {exc.msg} at offset: {exc.pos}") from exc
+    except (UnicodeDecodeError, RecursionError, ValueError) as exc:
+        raise _invalid(f"JSON Parse error: {exc}") from exc
+    if not isinstance(document, dict):
+        raise _invalid(f"JSON Value: {_show(document)} Is not object")
+    signature_name = document.get("signature_name", "")
+    if not isinstance(signature_name, str):
+        raise _invalid(
+            f"JSON Value: {_show(document)} not formatted correctly. "
+            "'signature_name' key must be a string value."
+        )
+    if "instances" in document and "inputs" in document:
+        raise _invalid(
+            f"JSON Value: {_show(document)} Not formatted correctly expecting only one of 'inputs' or "
+            "'instances' keys to exist "
+        )
+    if "inputs" in document:
+        return PredictBody(signature_name, False, document["inputs"])
+    if "instances" not in document:
+        raise _invalid("Missing 'inputs' or 'instances' key")
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise _invalid(f"JSON Value: {_show(document)} Expecting 'instances' to be an list/array")
+    if not instances:
+        raise _invalid(f"JSON Value: {_show(document)} No values in 'instances' array")
+    return PredictBody(signature_name, True, instances)
+
+
+def decode_inputs(body: PredictBody, signature: Signature) -> dict[str, Array]:
+    """The request's arrays by input name. Raises ServingError (INVALID_ARGUMENT)."""
+    if not signature.inputs:
+        raise _invalid(f"Failed to get input map for signature: {signature.name}")
+    return _decode_rows(body.value, signature) if body.row_form else _decode_columns(body.value, signature)
+
+
+def encode_outputs(outputs: Mapping[str, Array], *, row_form: bool) -> bytes:
+    """The answer's JSON. One output stands for itself, several become an object (of each row, or of all).
+
+    Strings that are not UTF-8 are written as `{"b64": ...}` whatever the output's name.
+    Raises ServingError (INVALID_ARGUMENT) if the outputs' first axes differ, in row form.
+    """
+    if not outputs:
+        raise _invalid("Cannot convert empty tensor map to JSON")
+    if row_form:
+        sizes = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
+        expected = next(iter(sizes.values()))
+        for name, size in sizes.items():
+            if size is None:
+                raise _invalid(f"Tensor name: {name} has no shape information ")
+            if size != expected:
+                raise _invalid(
+                    f"Tensor name: {name} has inconsistent batch size: {size} expecting: {expected}"
+                )
+    values = {name: _to_json(name, array) for name, array in outputs.items()}
+    answer: dict[str, Any]
+    if len(values) == 1:
+        answer = {"predictions" if row_form else "outputs": next(iter(values.values()))}
+    elif row_form:
+        rows = zip(*values.values(), strict=True)
+        answer = {"predictions": [dict(zip(values, row, strict=True)) for row in rows]}
+    else:
+        answer = {"outputs": values}
+    return json.dumps(answer, ensure_ascii=False, separators=(", ", ": ")).encode()
+
+
+def _decode_rows(instances: list[Any], signature: Signature) -> dict[str, Array]:
+    inputs = signature.inputs
+    if not _is_named(instances[0]):
+        if len(inputs) > 1:
+            raise _invalid(
+                "instances is a plain list, but expecting list of objects as multiple input tensors required "
+                "as per tensorinfo_map"
+            )
+        for index, row in enumerate(instances):
+            if _is_named(row):
+                raise _invalid(f"Expecting value/list but got object at item {index} of input list")
+        ((name, spec),) = inputs.items()
+        return {name: _decode_batch(instances, spec.data_type, "")}
+    for index, row in enumerate(instances):
+        if not _is_named(row):
+            raise _invalid(f"Expecting object but got list at item {index} of input list")
+        if row.keys() != inputs.keys():
+            raise _invalid(
+                f"Failed to process element: {index} of 'instances' list. JSON object: {_show(row)} keys "
+                f"must be equal to: {','.join(sorted(inputs))}"
+            )
+    return {
+        name: _decode_batch([row[name] for row in instances], spec.data_type, f" key: {name}")
+        for name, spec in inputs.items()
+    }
+
+
+def _decode_batch(rows: list[Any], data_type: int, key: str) -> Array:
+    try:
+        return _decode_tensor(rows, data_type)
+    except ServingError:
+        # Say which row is to blame. Rows that are right one by one differ from each other in shape.
+        shapes = []
+        for index, row in enumerate(rows):
+            try:
+                shapes.append(_decode_tensor(row, data_type).shape)
+            except ServingError as exc:
+                raise _invalid(
+                    f"Failed to process element: {index}{key} of 'instances' list. Error: {exc}"
+                ) from exc
+            if shapes[index] != shapes[0]:
+                expected, got = list(shapes[0]), list(shapes[index])
+                raise _invalid(
+                    f"Failed to process element: {index}{key} of 'instances' list. Error: "
+                    f"INVALID_ARGUMENT: Expecting shape {expected} but got: {got}"
+                ) from None
+        raise
+
+
+def _decode_columns(value: Any, signature: Signature) -> dict[str, Array]:
+    inputs = signature.inputs
+    if not _is_named(value):
+        if len(inputs) > 1:
+            raise _invalid(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required as "
+                "per tensorinfo_map"
+            )
+        ((name, spec),) = inputs.items()
+        return {name: _decode_tensor(value, spec.data_type)}
+    for name in inputs:
+        if name not in value:
+            raise _invalid(f"Missing named input: {name} in 'inputs' object.")
+    return {name: _decode_tensor(value[name], spec.data_type) for name, spec in inputs.items()}
+
+
+def _decode_tensor(value: Any, data_type: int) -> Array:
+    # Level by level rather than by recursion: the checks run over whole levels in C, and no nesting is too
+    # deep for the stack.
+    shape: list[int] = []
+    level: Sequence[Any] = [value]
+    while level:
+        kinds = set(map(type, level))
+        if list not in kinds:
+            break
+        if len(kinds) > 1:
+            stray = next(item for item in level if type(item) is not list)
+            raise _invalid(
+                f"JSON Value: {_show(stray)} found at incorrect level: {len(shape) + 1} in the JSON DOM. "
+                "Expected a list there, as beside it: every list must be nested equally deep"
+            )
+        sizes = set(map(len, level))
+        if len(sizes) > 1:
+            expected = len(level[0])
+            size = next(len(item) for item in level if len(item) != expected)
+            raise _invalid(
+                f"Encountered list at unexpected size: {size} at level: {len(shape)} "
+                f"expected size: {expected}"
+            )
+        shape.append(len(level[0]))
+        level = list(chain.from_iterable(level))
+    try:
+        return _decode_values(level, data_type).reshape(shape)
+    except ValueError as exc:  # more dimensions than NumPy has
+        raise _invalid(f"Expected at most 64 levels of lists, got {len(shape)}") from exc
+
+
+def _decode_values(values: Sequence[Any], data_type: int) -> Array:
+    if data_type in _FLOATS:
+        return _decode_floats(values, _FLOATS[data_type], data_type)
+    if data_type in _INTEGERS:
+        dtype = _INTEGERS[data_type]
+        _check_types(values, {int}, data_type)
+        info = np.iinfo(dtype)
+        for value in (min(values), max(values)) if values else ():
+            if not info.min <= value <= info.max:
+                raise _wrong_type(value, data_type)
+        return np.array(values, dtype)
+    if data_type == DataType.DT_BOOL:
+        _check_types(values, {bool}, data_type)
+        return np.array(values, np.bool_)
+    if data_type == DataType.DT_STRING:
+        _check_types(values, {str, dict}, data_type)
+        array = np.empty(len(values), object)
+        array[:] = [_decode_string(value) for value in values]
+        return array
+    raise ServingError(Code.UNIMPLEMENTED, f"Conversion of JSON values to type: {_type_name(data_type)}")
+
+
+def _decode_floats(values: Sequence[Any], dtype: type[np.floating[Any]], data_type: int) -> Array:
+    _check_types(values, {int, float}, data_type)
+    name = _type_name(data_type)
+    if int in set(map(type, values)):
+        largest = 2 ** (np.finfo(dtype).nmant + 1) - 1
+        for value in values:
+            if type(value) is int and abs(value) > largest:
+                raise _lossy(value, name)
+    wide = np.array(values, np.float64)
+    with np.errstate(over="ignore"):
+        array = wide.astype(dtype)
+    overflown = np.isinf(array) & np.isfinite(wide)
+    if overflown.any():
+        raise _lossy(float(wide[overflown][0]), name)
+    return array
+
+
+def _decode_string(value: Any) -> bytes:
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError as exc:
+            raise _invalid(f"JSON Value: {_show(value)} is not valid Unicode: {exc.reason}") from exc
+    if not _is_base64(value):
+        raise _invalid(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
+    text = value["b64"]
+    try:
+        # Padding may be left out, and the URL alphabet may be used.
+        text = text.rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise _invalid(f"Unable to base64 decode: {exc}") from exc
+
+
+def _to_json(name: str, array: Array) -> Any:
+    if array.dtype.kind == "O":
+        as_bytes = name.endswith(_BYTES_SUFFIX)
+        flat = np.empty(array.size, object)
+        flat[:] = [_encode_string(item, as_bytes) for item in array.ravel().tolist()]
+        return flat.reshape(array.shape).tolist()
+    if array.dtype.kind in "biu" or array.dtype == np.float64:
+        return array.tolist()
+    if array.dtype.kind == "f":
+        # float(str(x)) has the fewest digits that still mean the same float32; float(x) has nine more.
+        flat = np.array([float(text) for text in array.ravel().astype(np.str_).tolist()], np.float64)
+        return flat.reshape(array.shape).tolist()
+    raise _invalid(f"Failed to write JSON value for tensor type: {array.dtype.name}")
+
+
+def _encode_string(item: bytes, as_bytes: bool) -> Any:
+    if not as_bytes:
+        try:
+            return item.decode()
+        except UnicodeDecodeError:
+            pass
+    return {"b64": base64.b64encode(item).decode("ascii")}
+
+
+def _check_types(values: Sequence[Any], allowed: set[type], data_type: int) -> None:
+    if not set(map(type, values)) <= allowed:
+        raise _wrong_type(next(value for value in values if type(value) not in allowed), data_type)
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
+
+
+def _is_named(value: Any) -> bool:
+    """Whether it is an object of inputs by name, not a value."""
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _type_name(data_type: int) -> str:
+    try:
+        name = dtype_name(data_type)
+    except TensorError:
+        return str(data_type)
+    return _TYPE_NAMES.get(name, name)
+
+
+def _wrong_type(value: Any, data_type: int) -> ServingError:
+    return _invalid(
+        f"JSON Value: {_show(value)} Type: {_JSON_NAMES[type(value)]} is not of expected type: "
+        f"{_type_name(data_type)}"
+    )
+
+
+def _lossy(value: float, name: str) -> ServingError:
+    return _invalid(f"Cannot convert JSON value: {_show(value)} to {name} without loss of precision.")
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+
+
+def _invalid(message: str) -> ServingError:
+    return ServingError(Code.INVALID_ARGUMENT, message)

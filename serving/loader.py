@@ -1,0 +1,214 @@
+"""The TensorFlow engine: SavedModels, loaded and run as TensorFlow Serving does.
+
+The one module here that imports tensorflow. A version is loaded through a Session, which takes the
+SavedModels of TensorFlow 1 and 2 alike and fails where the real server fails, with its messages.
+Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc and predict_util.cc.
+"""
+
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.util import deprecation
+
+from graftserve.client.wire import PredictRequest, SignatureDefMap
+
+from .errors import Code, ServingError
+from .predict import predict
+from .proto_tensors import ProtoInputs
+from .servable import Array, ServableId, Signature, TensorSpec
+from .warmup import WARMUP_FILE, replay
+
+__all__ = ["TensorFlowEngine", "TensorFlowServable"]
+
+_MAX_TIMEOUT_S = (2**31 - 1) / 1000  # what RunOptions' milliseconds hold without trouble anywhere
+
+
+@dataclass(frozen=True)
+class TensorFlowEngine:
+    """Loads SavedModels into TensorFlow.
+
+    tags: the MetaGraph to load.
+    enable_warmup: replay the records of `assets.extra/tf_serving_warmup_requests` before a version counts
+        as loaded.
+    intra_op_parallelism, inter_op_parallelism: threads within one operation and across operations; 0 lets
+        TensorFlow choose. The first model loaded in a process sets them for all.
+    """
+
+    tags: tuple[str, ...] = ("serve",)
+    enable_warmup: bool = True
+    intra_op_parallelism: int = 0
+    inter_op_parallelism: int = 0
+
+    def load(self, servable_id: ServableId, path: Path) -> "TensorFlowServable":
+        """Load the SavedModel in `path` and warm it up.
+
+        Raises ServingError, also when a warmup request fails: NOT_FOUND (no SavedModel, or none with these
+        tags), DATA_LOSS (a corrupt file), or what TensorFlow says.
+        """
+        config = config_pb2.ConfigProto(
+            allow_soft_placement=True,
+            intra_op_parallelism_threads=self.intra_op_parallelism,
+            inter_op_parallelism_threads=self.inter_op_parallelism,
+        )
+        graph = tf.Graph()
+        session = tf.compat.v1.Session(graph=graph, config=config)
+        try:
+            meta_graph = self._load_meta_graph(session, path)
+            servable = TensorFlowServable(session, _signatures(meta_graph), _signature_def_map(meta_graph))
+            if self.enable_warmup:
+                _warm_up(servable, path)
+        except BaseException:
+            session.close()
+            raise
+        return servable
+
+    def _load_meta_graph(self, session: Any, path: Path) -> Any:
+        try:
+            with session.graph.as_default(), deprecation.silence():
+                return tf.compat.v1.saved_model.load(session, list(self.tags), str(path))
+        except tf.errors.OpError as exc:
+            _raise(exc)
+        except OSError as exc:
+            # A missing or unparsable saved_model.pb; TensorFlow's message says which.
+            code = Code.DATA_LOSS if (path / "saved_model.pb").exists() else Code.NOT_FOUND
+            raise ServingError(code, str(exc)) from exc
+        except RuntimeError as exc:
+            raise ServingError(Code.NOT_FOUND, str(exc)) from exc
+        except Exception as exc:
+            raise ServingError(Code.INTERNAL, f"{type(exc).__name__}: {exc}") from exc
+
+
+class TensorFlowServable:
+    """A SavedModel in a Session. `run` may be called from many threads at once."""
+
+    def __init__(
+        self, session: Any, signatures: Mapping[str, Signature], signature_def_map: SignatureDefMap
+    ) -> None:
+        self.signatures = signatures
+        self.signature_def_map = signature_def_map
+        self._session = session
+        self._feeds: dict[str, dict[str, Any]] = {}
+        self._fetches: dict[tuple[str, Sequence[str]], list[Any]] = {}
+        # What Session.run checks at every call; the graph does not change after this.
+        session._extend_graph()
+
+    def run(
+        self,
+        signature: Signature,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout_s: float | None,
+    ) -> list[Array]:
+        """See `servable.Servable.run`. Input arrays are read while it runs, and not changed."""
+        feeds = self._feeds.get(signature.name)
+        if feeds is None:
+            feeds = {name: self._tensor(spec) for name, spec in signature.inputs.items()}
+            self._feeds[signature.name] = feeds
+        key = (signature.name, tuple(outputs))
+        fetches = self._fetches.get(key)
+        if fetches is None:
+            fetches = [self._tensor(signature.outputs[name]) for name in outputs]
+            self._fetches[key] = fetches
+        values = self._call({feeds[name]: array for name, array in inputs.items()}, fetches, timeout_s)
+        return [value if isinstance(value, np.ndarray) else _to_array(value) for value in values]
+
+    def close(self) -> None:
+        """Free the graph and the variables."""
+        self._feeds.clear()
+        self._fetches.clear()
+        self._session.close()
+        # The variables go with the Session object, which graph and tensors refer to in cycles.
+        del self._session
+        gc.collect()
+
+    def _call(self, feed: dict[Any, Array], fetches: list[Any], timeout_s: float | None) -> list[Any]:
+        # Session.run and what make_callable gives for feeds both spend 0.4 ms in Python on each call to
+        # look up names and structure that are known here; this is the call that they end in.
+        options = None
+        if timeout_s is not None and timeout_s < _MAX_TIMEOUT_S:
+            timeout_ms = max(1, math.ceil(timeout_s * 1000))
+            options = pywrap_tf_session.TF_NewBufferFromString(
+                config_pb2.RunOptions(timeout_in_ms=timeout_ms).SerializeToString()
+            )
+        try:
+            values: list[Any] = self._session._call_tf_sessionrun(options, feed, fetches, [], None)
+        except tf.errors.OpError as exc:
+            _raise(exc)
+        except (TypeError, ValueError) as exc:
+            raise ServingError(Code.INVALID_ARGUMENT, str(exc)) from exc
+        finally:
+            if options is not None:
+                pywrap_tf_session.TF_DeleteBuffer(options)
+        return values
+
+    def _tensor(self, spec: TensorSpec) -> Any:
+        try:
+            return self._session.graph.get_tensor_by_name(spec.tensor_name)._as_tf_output()
+        except (KeyError, ValueError) as exc:
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                f"The signature's tensor {spec.tensor_name!r} is not in the graph: {exc}",
+            ) from exc
+
+
+def _to_array(value: Any) -> Array:
+    """A scalar output, which TensorFlow gives as bytes or a NumPy scalar."""
+    if isinstance(value, bytes):
+        array = np.empty((), object)
+        array[()] = value
+        return array
+    return np.asarray(value)
+
+
+def _signatures(meta_graph: Any) -> dict[str, Signature]:
+    return {
+        name: Signature(
+            name,
+            {key: TensorSpec(info.name, info.dtype) for key, info in signature.inputs.items()},
+            {key: TensorSpec(info.name, info.dtype) for key, info in signature.outputs.items()},
+            {key: tf.make_ndarray(value) for key, value in signature.defaults.items()},
+        )
+        for name, signature in meta_graph.signature_def.items()
+    }
+
+
+def _signature_def_map(meta_graph: Any) -> SignatureDefMap:
+    # Through bytes: fields that our own messages do not name travel on as unknown fields.
+    signatures = SignatureDefMap()
+    for name, signature in meta_graph.signature_def.items():
+        signatures.signature_def[name].MergeFromString(signature.SerializeToString())
+    return signatures
+
+
+def _warm_up(servable: TensorFlowServable, path: Path) -> None:
+    def run(request: PredictRequest) -> None:
+        spec = request.model_spec
+        predict(servable, spec.signature_name, lambda _: ProtoInputs(request.inputs), request.output_filter)
+
+    file = path / WARMUP_FILE
+    if file.exists():
+        replay(_records(file), run)
+
+
+def _records(file: Path) -> Iterator[bytes]:
+    try:
+        with deprecation.silence():
+            yield from tf.compat.v1.io.tf_record_iterator(str(file))
+    except tf.errors.DataLossError as exc:
+        raise ServingError(
+            Code.DATA_LOSS, f"{exc.message}. Please verify your warmup data is in TFRecord format."
+        ) from exc
+    except tf.errors.OpError as exc:
+        _raise(exc)
+
+
+def _raise(error: tf.errors.OpError) -> NoReturn:
+    raise ServingError(Code(error.error_code), error.message) from error
