@@ -1,0 +1,5 @@
+"""The one command, `graftserve`."""
+
+from .app import main
+
+__all__ = ["main"]

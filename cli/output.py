@@ -1,0 +1,111 @@
+"""How the commands speak: results to stdout, progress to stderr."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graftserve.training.progress import Report
+
+__all__ = [
+    "CommandError",
+    "ProgressPrinter",
+    "cache_dir",
+    "import_tensorflow",
+    "print_result",
+    "require_extra",
+]
+
+_REDRAW_S = 0.2
+_LOG_EVERY_S = 10.0
+
+
+class CommandError(Exception):
+    """A failure whose message is all that the user needs."""
+
+
+def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a result: aligned lines for people, one JSON object for machines."""
+    if as_json:
+        click.echo(json.dumps(values, ensure_ascii=False))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def cache_dir() -> Path:
+    """Where features are kept: $XDG_CACHE_HOME/graftserve, or ~/.cache/graftserve."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "graftserve"
+
+
+def require_extra(module: str, extra: str) -> None:
+    """Raise CommandError with the remedy if an optional dependency is not installed."""
+    if find_spec(module) is None:
+        raise CommandError(f"{module} is not installed: pip install 'graftserve[{extra}]'")
+
+
+def import_tensorflow(extra: str) -> None:
+    """Import TensorFlow without the lines its C++ writes to stderr before anything can be configured.
+
+    Raises CommandError if it is not installed, and what the import raises, after showing those lines.
+    """
+    require_extra("tensorflow", extra)
+    if click.get_current_context().find_root().obj:
+        return  # --debug shows everything
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            import_module("tensorflow")
+        except BaseException:
+            said.seek(0)
+            os.write(saved, said.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+class ProgressPrinter:
+    """Draws reports on stderr: one line redrawn in a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._stage = ""
+        self._last = 0.0
+
+    def __call__(self, report: Report) -> None:
+        """Show the report if it is time to."""
+        now = time.monotonic()
+        begins, ends = report.stage != self._stage, report.done >= report.total
+        if begins:
+            self._stage, self._last = report.stage, now
+        if not ends and (begins or now - self._last < (_REDRAW_S if self._live else _LOG_EVERY_S)):
+            return
+        self._last = now
+        line = f"{report.stage}: {report.done}/{report.total}, {report.rate:.1f}/s"
+        if ends:
+            line += f", {report.elapsed_s:.1f} s"
+            self._stage = ""
+        elif report.eta_s is not None:
+            line += f", {_clock(report.eta_s)} to go"
+        if self._live:
+            click.echo(f"\r\x1b[K{line}", err=True, nl=ends)
+        else:
+            click.echo(line, err=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

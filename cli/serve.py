@@ -1,0 +1,60 @@
+"""`graftserve serve`: the embedded server, with tensorflow_model_server's flags."""
+
+from typing import Any
+
+import click
+
+from graftserve.serving.flags import FLAGS, Options, parse_args
+
+from .output import import_tensorflow, require_extra
+
+__all__ = ["command"]
+
+
+class _ServeCommand(click.Command):
+    """Reads flags as tensorflow_model_server does (`--flag=value`, `--flag value`, `--flag`); shows them
+    as click does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if {"-h", "--help"} & set(args):
+            return super().parse_args(ctx, args)
+        try:
+            ctx.params["options"] = Options.from_flags(parse_args(args))
+        except ValueError as error:
+            raise click.UsageError(str(error), ctx) from error
+        return []
+
+
+def _help_only(name: str, kind: type, default: Any, text: str) -> click.Option:
+    shown = "required" if default is None else f"default: {str(default).lower() if kind is bool else default}"
+    return click.Option(
+        [f"--{name}"],
+        metavar="BOOLEAN" if kind is bool else {str: "TEXT", int: "INTEGER", float: "NUMBER"}[kind],
+        help=f"{text}  [{shown}]",
+        expose_value=False,
+    )
+
+
+def _serve(options: Options) -> None:
+    require_extra("cheroot", "serving")
+    import_tensorflow("serving")
+    from graftserve.serving.app import run
+
+    click.get_current_context().exit(run(options))
+
+
+command = _ServeCommand(
+    "serve",
+    callback=_serve,
+    params=[_help_only(flag.name, flag.type, flag.default, flag.help) for flag in FLAGS],
+    help="""Serve a model's versions over gRPC and REST, as tensorflow_model_server does.
+
+    A version that appears in the model's folder is loaded while the one before keeps serving. SIGTERM and
+    Ctrl-C let requests under way finish.
+
+    \b
+    Example:
+      graftserve serve --model_name flowers --model_base_path models/flowers --rest_api_port 8501
+    """,
+    short_help="Serve a model's versions over gRPC and REST.",
+)
