@@ -1,0 +1,190 @@
+"""The one decode function, against Pillow on real photographs of every kind."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from graftserve.training.preprocess import Preprocess, decode_image, explain_failure, image_format
+
+CROP = Preprocess(224)
+SQUASH = Preprocess(224, "squash")
+
+
+def reference(encoded: bytes, preprocess: Preprocess) -> np.ndarray:
+    """The same crop and scale by Pillow: its BILINEAR is a triangle filter, antialiased."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+    width, height = image.size
+    if preprocess.resize == "crop":
+        kept = min(width, height) * preprocess.crop_fraction
+        box = ((width - kept) / 2, (height - kept) / 2, (width + kept) / 2, (height + kept) / 2)
+    else:
+        box = (0, 0, width, height)
+    side = preprocess.side_px
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+
+
+def decode(encoded: bytes, preprocess: Preprocess) -> np.ndarray:
+    return decode_image(tf.constant(encoded), preprocess).numpy()
+
+
+def difference(encoded: bytes, preprocess: Preprocess) -> np.ndarray:
+    return np.abs(decode(encoded, preprocess).astype(int) - reference(encoded, preprocess))
+
+
+@pytest.mark.parametrize("preprocess", [CROP, SQUASH, Preprocess(299), Preprocess(64, "crop", 1.0)])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "GIF"])
+@pytest.mark.parametrize("photo", ["chelsea", "coffee", "rocket"])
+def test_agrees_with_pillow(photos, encode, photo: str, image_format: str, preprocess: Preprocess) -> None:
+    encoded = encode(photos[photo], image_format)
+    reduced = image_format == "JPEG" and preprocess.side_px == 64
+    if reduced:  # decoded at half the size: a box filter of two pixels before the triangle
+        assert difference(encoded, preprocess).mean() < 3
+    else:
+        assert difference(encoded, preprocess).max() <= 2
+
+
+def test_a_large_photo_is_decoded_reduced_and_stays_close(photos, encode) -> None:
+    large = Image.fromarray(photos["coffee"]).resize((4000, 3000), Image.Resampling.LANCZOS)
+    assert difference(encode(large, quality=92), CROP).mean() < 0.6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("preprocess", [CROP, SQUASH])
+def test_exif_orientation_is_applied(photos, encode, orientation: int, preprocess: Preprocess) -> None:
+    image = Image.fromarray(photos["chelsea"])
+    exif = image.getexif()
+    exif[0x010F], exif[0x0112], exif[0x0132] = "maker", orientation, "2026:01:01 00:00:00"
+    encoded = encode(image, exif=exif)
+    assert difference(encoded, preprocess).max() <= 2
+    if orientation > 1:
+        assert np.abs(decode(encoded, preprocess).astype(int) - decode(encode(image), preprocess)).max() > 50
+
+
+def big_endian_exif(orientation: int) -> bytes:
+    entry = bytes.fromhex("01120003000000010000")[:8] + orientation.to_bytes(2) + b"\0\0"
+    return b"Exif\0\0MM\0*" + (8).to_bytes(4) + (1).to_bytes(2) + entry + b"\0\0\0\0"
+
+
+def test_big_endian_exif(photos, encode) -> None:
+    encoded = encode(photos["chelsea"], exif=big_endian_exif(6))
+    assert Image.open(io.BytesIO(encoded)).getexif()[0x0112] == 6
+    assert difference(encoded, CROP).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01",
+        big_endian_exif(0),
+        big_endian_exif(9),
+    ],
+)
+def test_damaged_exif_is_no_orientation(photos, encode, exif: bytes) -> None:
+    damaged = decode(encode(photos["chelsea"], exif=exif), CROP)
+    np.testing.assert_array_equal(damaged, decode(encode(photos["chelsea"]), CROP))
+
+
+@pytest.mark.parametrize(
+    ("mode", "image_format"),
+    [
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("L", "PNG"),
+        ("LA", "PNG"),
+        ("RGBA", "PNG"),
+        ("P", "PNG"),
+        ("1", "PNG"),
+    ],
+)
+def test_every_colour_mode_decodes(photos, encode, mode: str, image_format: str) -> None:
+    image = Image.fromarray(photos["coffee"]).convert(mode)
+    assert decode(encode(image, image_format), CROP).shape == (224, 224, 3)
+
+
+def test_cmyk_and_progressive_agree_with_pillow(photos, encode) -> None:
+    image = Image.fromarray(photos["coffee"])
+    assert difference(encode(image, progressive=True), CROP).max() <= 2
+    assert difference(encode(image.convert("CMYK"), quality=95), CROP).mean() < 2
+
+
+def test_sixteen_bit_png(photos, encode) -> None:
+    grey = np.asarray(Image.fromarray(photos["coffee"]).convert("L"))
+    sixteen = decode(encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), CROP)
+    np.testing.assert_array_equal(sixteen, decode(encode(grey, "PNG"), CROP))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3), (224, 224), (7, 7)])
+def test_extreme_sizes(encode, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (200, 100, 50))
+    pixels = decode(encode(image, "PNG"), CROP)
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 1
+
+
+def test_a_gif_gives_its_first_frame(encode) -> None:
+    red, blue = Image.new("RGB", (50, 50), "red"), Image.new("RGB", (50, 50), "blue")
+    animated = encode(red, "GIF", save_all=True, append_images=[blue])
+    np.testing.assert_array_equal(decode(animated, CROP)[0, 0], (255, 0, 0))
+
+
+def claimed_png(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\0\0\0"
+
+
+def claimed_jpeg(encoded: bytes, width: int, height: int) -> bytes:
+    start = encoded.index(b"\xff\xc0") + 5
+    return encoded[:start] + height.to_bytes(2) + width.to_bytes(2) + encoded[start + 4 :]
+
+
+def test_what_is_no_image_is_refused_with_a_reason(photos, encode) -> None:
+    jpeg = encode(photos["chelsea"])
+    for content, reason in [
+        (b"", "empty"),
+        (b"hello", "Unknown image format"),
+        (jpeg[:100], "JPEG"),
+        (jpeg[: len(jpeg) // 2], "JPEG"),
+        (encode(photos["chelsea"], "PNG")[:5000], "PNG"),
+        (claimed_png(65500, 65500), "Image too large: expected at most 100000000 pixels"),
+        (claimed_png(2**31, 1), "its header gives no size"),
+        (claimed_jpeg(jpeg, 65500, 65500), "Image too large"),
+        (b"GIF89a" + b"\xff\xff\xff\xff", "Image too large"),
+        (b"BM", "its header gives no size"),
+    ]:
+        failure = explain_failure(content, CROP)
+        assert failure is not None
+        assert reason in str(failure)
+        assert "\n" not in str(failure)
+    assert explain_failure(jpeg, CROP) is None
+
+
+def test_format_is_told_by_content(photos, encode) -> None:
+    for name in ("JPEG", "PNG", "GIF", "BMP"):
+        assert image_format(encode(photos["chelsea"], name)[:4]) == name.lower()
+    assert image_format(b"RIFF") is None
+    assert image_format(b"") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"side_px": 0}, "side_px: expected at least 1, got 0"),
+        ({"side_px": 8, "resize": "zoom"}, "resize: expected one of crop, squash"),
+        ({"side_px": 8, "crop_fraction": 1.5}, r"crop_fraction: expected a number in \(0, 1\]"),
+        ({"side_px": 8, "max_pixels": 63}, "max_pixels: expected at least 64"),
+    ],
+)
+def test_settings_are_checked(values, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preprocess(**values)
+
+
+def test_settings_survive_json() -> None:
+    assert Preprocess.from_dict(SQUASH.to_dict()) == SQUASH
+    with pytest.raises(ValueError, match="revision: expected 1, got 99"):
+        Preprocess.from_dict(SQUASH.to_dict() | {"revision": 99})
+    with pytest.raises(ValueError, match="colour"):
+        Preprocess.from_dict(SQUASH.to_dict() | {"colour": 1})
