@@ -28,8 +28,8 @@ import tensorflow as tf
 
 from graftserve.cli.digits import write_digits
 from graftserve.client import Client
+from graftserve.client.wire.contract import SERVING_DEFAULT
 from graftserve.export import export_run
-from graftserve.export.signatures import SERVING_DEFAULT
 from graftserve.export.verify import open_signatures
 from graftserve.training import Recipe, train
 from graftserve.training.network import freeze

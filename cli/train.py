@@ -13,12 +13,31 @@ __all__ = ["command"]
 _PERCENT = click.FloatRange(0, 100, max_open=True)
 
 
+def _list_backbones(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    import_tensorflow("training")
+    from graftserve.training.backbones import BACKBONES
+
+    for row in BACKBONES.values():
+        click.echo(f"{row.name:<20} {row.side_px:>4} px  {row.feature_count:>5} features")
+    ctx.exit()
+
+
 @click.command("train")
 @click.argument("data_dir", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Run directory to write."
 )
-@click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="Name in the backbone table.")
+@click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="See --list-backbones.")
+@click.option(
+    "--list-backbones",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_backbones,
+    help="Show the backbone table and exit.",
+)
 @click.option(
     "--weights",
     default="imagenet",

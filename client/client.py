@@ -46,6 +46,13 @@ from .wire import (
     SignatureDef,
     TensorInfo,
 )
+from .wire.contract import (
+    CLASSIFY_OUTPUTS,
+    EMBED_OUTPUTS,
+    FEATURES,
+    IMAGE_BYTES,
+    SERVING_DEFAULT,
+)
 from .wire.methods import (
     GET_MODEL_METADATA,
     GET_MODEL_STATUS,
@@ -56,13 +63,6 @@ from .wire.methods import (
 from .wire.tensors import TensorError, dtype_name, to_array, to_proto
 
 __all__ = ["Client"]
-
-_DEFAULT_SIGNATURE: Final = "serving_default"
-_FEATURES_SIGNATURE: Final = "features"
-_IMAGES: Final = "image_bytes"
-# Not `probabilities`: a row of all classes is many times what `classes` and `scores` take.
-_CLASSIFY_OUTPUTS: Final = ("classes", "scores", "valid")
-_EMBED_OUTPUTS: Final = ("features", "valid")
 
 _POLL_S: Final = 0.1
 _POLL_TIMEOUT_S: Final = 2.0
@@ -154,11 +154,11 @@ class Client:
         `serving_default` does not map `image_bytes` to `classes`, `scores` and `valid`.
         """
         deadline = self._deadline(timeout_s)
-        request = self._image_request(_DEFAULT_SIGNATURE, _CLASSIFY_OUTPUTS, [encode_image(image)])
+        request = self._image_request(SERVING_DEFAULT, CLASSIFY_OUTPUTS, [encode_image(image)])
         try:
             response = self._calls.call(PREDICT, request, deadline)
         except (InvalidArgumentError, FailedPreconditionError) as exc:
-            self._explain_mismatch(exc, _DEFAULT_SIGNATURE, _CLASSIFY_OUTPUTS, deadline)
+            self._explain_mismatch(exc, SERVING_DEFAULT, CLASSIFY_OUTPUTS, deadline)
             raise
         row = self._predictions(response, 1)[0]
         if row is None:
@@ -179,7 +179,7 @@ class Client:
             results[index] = error
 
         rows = self._image_calls(
-            images, _DEFAULT_SIGNATURE, _CLASSIFY_OUTPUTS, self._deadline(timeout_s), results, bad
+            images, SERVING_DEFAULT, CLASSIFY_OUTPUTS, self._deadline(timeout_s), results, bad
         )
         with closing(rows):
             for indexes, response in rows:
@@ -199,15 +199,15 @@ class Client:
         errors: dict[int, InvalidImageError] = {}
         rows = self._image_calls(
             images,
-            _FEATURES_SIGNATURE,
-            _EMBED_OUTPUTS,
+            FEATURES,
+            EMBED_OUTPUTS,
             self._deadline(timeout_s),
             results,
             errors.__setitem__,
         )
         with closing(rows):
             for indexes, response in rows:
-                features, valid = self._outputs(response, _EMBED_OUTPUTS, len(indexes))
+                features, valid = self._outputs(response, EMBED_OUTPUTS, len(indexes))
                 if features.ndim != 2 or features.dtype != np.float32:
                     raise self._mismatch(
                         f"expected features of float32 [N, D], got {features.dtype} {list(features.shape)}"
@@ -234,7 +234,7 @@ class Client:
         self,
         inputs: Mapping[str, npt.ArrayLike],
         *,
-        signature: str = _DEFAULT_SIGNATURE,
+        signature: str = SERVING_DEFAULT,
         outputs: Sequence[str] | None = None,
         timeout_s: float | None = None,
     ) -> PredictResult:
@@ -327,7 +327,7 @@ class Client:
         self, signature: str, outputs: Sequence[str], images: Sequence[bytes]
     ) -> PredictRequest:
         request = PredictRequest(model_spec=self._spec(signature), output_filter=outputs)
-        request.inputs[_IMAGES].CopyFrom(to_proto(images))
+        request.inputs[IMAGE_BYTES].CopyFrom(to_proto(images))
         return request
 
     def _image_calls(
@@ -378,7 +378,7 @@ class Client:
 
     def _predictions(self, response: PredictResponse, count: int) -> list[Prediction | None]:
         """One per row; None where the image did not decode."""
-        classes, scores, valid = self._outputs(response, _CLASSIFY_OUTPUTS, count)
+        classes, scores, valid = self._outputs(response, CLASSIFY_OUTPUTS, count)
         if classes.ndim != 2 or classes.shape != scores.shape or not classes.shape[1]:
             raise self._mismatch(
                 f"expected classes and scores of one shape [N, K], got {list(classes.shape)} and "
@@ -456,10 +456,10 @@ class Client:
             mismatch = self._mismatch(
                 f"expected signature {signature}, got only {', '.join(sorted(signatures)) or 'none'}"
             )
-        elif set(found.inputs) != {_IMAGES} or not set(outputs) <= set(found.outputs):
+        elif set(found.inputs) != {IMAGE_BYTES} or not set(outputs) <= set(found.outputs):
             mismatch = self._mismatch(
-                f"expected signature {signature} with input {_IMAGES} and outputs {', '.join(outputs)}, got "
-                f"inputs {', '.join(sorted(found.inputs)) or 'none'} and "
+                f"expected signature {signature} with input {IMAGE_BYTES} and outputs {', '.join(outputs)}, "
+                f"got inputs {', '.join(sorted(found.inputs)) or 'none'} and "
                 f"outputs {', '.join(sorted(found.outputs)) or 'none'}"
             )
         else:

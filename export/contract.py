@@ -11,12 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from graftserve.client.wire import PredictionLog
+from graftserve.client.wire.contract import (
+    CLASSIFY_OUTPUTS,
+    EMBED_OUTPUTS,
+    FEATURES,
+    IMAGE_BYTES,
+    SERVING_DEFAULT,
+)
 from graftserve.client.wire.tensors import to_proto
 from graftserve.training.files import write_atomically, write_json
 from graftserve.training.run import Golden, RunDirectory
 
 from .batching import Batching
-from .signatures import FEATURES, SERVING_DEFAULT
 
 __all__ = ["EXTRA", "write_contract", "write_goldens", "write_manifest", "write_warmup"]
 
@@ -69,23 +75,24 @@ def write_goldens(folder: Path, goldens: Sequence[Golden]) -> None:
 def write_warmup(folder: Path, model_name: str, images: Sequence[bytes], batching: Batching) -> int:
     """Write the requests that a server replays before it calls the version available; returns their number.
 
-    Each executed batch size once for each signature, so that no size meets its first call in production.
+    Every batch size once for each signature, asked as the client asks, and the outputs that only others ask
+    for: TensorFlow optimises the graph anew, for seconds, for each set of outputs that it has not met.
     Format: TFRecord of PredictionLog (TensorFlow Serving, g3doc/saved_model_warmup.md).
     """
-    path = folder / EXTRA / WARMUP
-    count = 0
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature in (SERVING_DEFAULT, FEATURES):
-            for size in batching.sizes:
-                log = PredictionLog()
-                request = log.predict_log.request
-                request.model_spec.name = model_name
-                request.model_spec.signature_name = signature
-                rows = [images[index % len(images)] for index in range(size)]
-                request.inputs["image_bytes"].CopyFrom(to_proto(np.array(rows, object)))
-                writer.write(log.SerializeToString())
-                count += 1
-    return count
+    calls = [(SERVING_DEFAULT, CLASSIFY_OUTPUTS, size) for size in batching.sizes]
+    calls += [(FEATURES, EMBED_OUTPUTS, size) for size in batching.sizes]
+    calls.append((SERVING_DEFAULT, (), 1))
+    with tf.io.TFRecordWriter(str(folder / EXTRA / WARMUP)) as writer:
+        for signature, outputs, size in calls:
+            log = PredictionLog()
+            request = log.predict_log.request
+            request.model_spec.name = model_name
+            request.model_spec.signature_name = signature
+            request.output_filter.extend(outputs)
+            rows = [images[index % len(images)] for index in range(size)]
+            request.inputs[IMAGE_BYTES].CopyFrom(to_proto(np.array(rows, object)))
+            writer.write(log.SerializeToString())
+    return len(calls)
 
 
 def write_manifest(folder: Path) -> None:

@@ -7,7 +7,6 @@ model, made durable, and only then renamed to its number.
 """
 
 import errno
-import logging
 import os
 import shutil
 import time
@@ -30,8 +29,6 @@ from .signatures import ServingModule
 from .verify import Check, verify_model
 
 __all__ = ["Exported", "export_run", "published_versions"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,6 @@ def export_run(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
-    _log.info("published %s", published)
     seconds = time.monotonic() - started
     return Exported(published, int(published.name), check, warmup_records, size_bytes, seconds)
 

@@ -17,15 +17,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from graftserve.client.wire.contract import FEATURES, IMAGE_BYTES, SERVING_DEFAULT
 from graftserve.training.network import freeze
 from graftserve.training.preprocess import Preprocess, decode_image
 
 from .batching import Batching, batch_network
 
-__all__ = ["FEATURES", "SERVING_DEFAULT", "ServingModule"]
-
-SERVING_DEFAULT = "serving_default"
-FEATURES = "features"
+__all__ = ["ServingModule"]
 
 _DECODE_THREADS = 8  # for one request; decoding waits for nothing, so a few threads fill any CPU
 
@@ -55,7 +53,7 @@ class ServingModule(tf.Module):  # type: ignore[misc]
         self._network = _by_name(model)
         self._feature_count = model.output["features"].shape[-1]
         self._batching = batching
-        image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+        image_bytes = tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)
         self.functions = {
             name: tf.function(method, autograph=False).get_concrete_function(image_bytes)
             for name, method in ((SERVING_DEFAULT, self._classify), (FEATURES, self._embed))

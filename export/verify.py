@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from graftserve.client.wire.contract import FEATURES, SERVING_DEFAULT
+
 from .errors import VerificationError
-from .signatures import FEATURES, SERVING_DEFAULT
 
 __all__ = ["Check", "open_signatures", "verify_model"]
 

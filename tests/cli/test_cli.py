@@ -42,6 +42,13 @@ def test_every_command_explains_itself(graftserve, command: str) -> None:
     assert out.startswith(f"Usage: graftserve {command}")
 
 
+def test_backbones_are_listed(graftserve) -> None:
+    status, out, _ = graftserve("train", "--list-backbones")
+    assert status == 0
+    assert out.splitlines()[0].split() == ["efficientnet-lite0", "224", "px", "1280", "features"]
+    assert len(out.splitlines()) == 21
+
+
 def test_version(graftserve) -> None:
     root = Path(__file__).parents[2]
     assert graftserve("--version")[1] == f"graftserve {(root / 'VERSION').read_text().strip()}\n"

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from graftserve.client.wire import PredictionLog
+from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, EMBED_OUTPUTS, FEATURES, SERVING_DEFAULT
 from graftserve.client.wire.tensors import to_array
 from graftserve.export import (
     Batching,
@@ -22,7 +23,6 @@ from graftserve.export import (
     export_run,
     published_versions,
 )
-from graftserve.export.signatures import FEATURES, SERVING_DEFAULT
 from graftserve.export.verify import open_signatures, verify_model
 from graftserve.training import RunDirectory, RunError
 
@@ -170,11 +170,19 @@ def test_warmup_has_every_batch_size_of_every_signature(exported) -> None:
         PredictionLog.FromString(record).predict_log.request
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
     ]
-    sizes = [
-        (request.model_spec.signature_name, len(to_array(request.inputs["image_bytes"])))
+    calls = [
+        (
+            request.model_spec.signature_name,
+            tuple(request.output_filter),
+            len(to_array(request.inputs["image_bytes"])),
+        )
         for request in requests
     ]
-    assert sizes == [(name, size) for name in (SERVING_DEFAULT, FEATURES) for size in range(1, 9)]
+    assert calls == [
+        *((SERVING_DEFAULT, CLASSIFY_OUTPUTS, size) for size in range(1, 9)),
+        *((FEATURES, EMBED_OUTPUTS, size) for size in range(1, 9)),
+        (SERVING_DEFAULT, (), 1),
+    ]
     assert len(requests) == exported.warmup_records
     assert {request.model_spec.name for request in requests} == {"digits"}
 
