@@ -13,20 +13,18 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from graftserve.cli.digits import write_digits
+from graftserve.cli.server_process import ServerProcess
 from graftserve.client import Client
 from graftserve.client.wire.contract import SERVING_DEFAULT
 from graftserve.export import export_run
@@ -60,7 +58,11 @@ def main() -> None:
         exported = export_run(run.path, model_base_path)
         images = [golden.file.read_bytes() for golden in run.goldens]
         bare_network = _bare_network(run.load_model(), images, run.preprocess)
-        with open_signatures(exported.path) as signatures, _server(model_base_path) as target:
+        with (
+            open_signatures(exported.path) as signatures,
+            ServerProcess(MODEL, model_base_path, "--grpc_max_threads=64") as server,
+        ):
+            target = server.addresses()["gRPC"]
             rows = []
             for callers in arguments.callers:
                 ways = {
@@ -143,25 +145,6 @@ def _over_grpc(target: str, images: list[bytes]) -> Callable[[list[int]], object
         return local.client.predict({"image_bytes": np.array([images[row] for row in rows], object)})
 
     return call
-
-
-@contextmanager
-def _server(model_base_path: Path) -> Iterator[str]:
-    """`graftserve serve` in a process of its own; yields its gRPC address."""
-    flags = [f"--model_name={MODEL}", f"--model_base_path={model_base_path}", "--host=127.0.0.1", "--port=0"]
-    flags.append("--grpc_max_threads=64")
-    command = [sys.executable, "-m", "graftserve.cli", "serve", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stderr or ():
-                if line.startswith("ready:"):
-                    threading.Thread(target=process.stderr.read, daemon=True).start()
-                    yield line.partition("gRPC ")[2].partition(",")[0]
-                    break
-            else:
-                sys.exit("the server did not start")
-        finally:
-            process.terminate()
 
 
 if __name__ == "__main__":

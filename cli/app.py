@@ -85,6 +85,8 @@ def _run(args: list[str] | None) -> int:
 def _describe(error: Exception) -> str:
     known = isinstance(error, CommandError | OSError | ValueError) or _is_ours(error)
     message = str(error).strip()
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if known and message:
         return message
     return f"{type(error).__name__}: {message} (an unexpected failure; --debug shows where)"

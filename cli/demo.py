@@ -5,13 +5,10 @@ version is published and takes over.
 """
 
 import csv
-import subprocess
-import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,13 @@ import click
 from graftserve.client import Client, ClientError, Prediction
 
 from .output import CommandError, ProgressPrinter, import_tensorflow, print_result, require_extra
+from .server_process import ServerProcess
 
 __all__ = ["command"]
 
 _MODEL = "digits"
 _CALLERS = 8
 _SHOWN = 5
-_START_TIMEOUT_S = 120.0
 _SWITCH_TIMEOUT_S = 120.0
 _CALLS_AFTER_SWITCH = 100
 
@@ -74,17 +71,19 @@ def command(work_dir: Path, as_json: bool) -> None:
     _say(f"3/5 export: {first.path} in {first.seconds:.1f} s")
 
     held_out = _test_images(run_dir, data_dir)
-    with _server(model_base_path) as target, Client(target, _MODEL) as client:
-        _say(f"4/5 serving: version {client.wait_until_ready()} at {target}")
-        served = _measure(client, held_out)
+    with ServerProcess(_MODEL, model_base_path) as server:
+        target = server.addresses()["gRPC"]
+        with Client(target, _MODEL) as client:
+            _say(f"4/5 serving: version {client.wait_until_ready()} at {target}")
+            served = _measure(client, held_out)
 
-        _say(f"5/5 rollout: publishing the next version while {_CALLERS} callers ask")
-        with _Load(target, held_out) as load:
-            second = export_run(run_dir, model_base_path)
-            switch_s = load.wait_for_version(second.version)
-        examples = [
-            (path, label, client.classify(path)) for path, label in held_out[:: len(held_out) // _SHOWN]
-        ]
+            _say(f"5/5 rollout: publishing the next version while {_CALLERS} callers ask")
+            with _Load(target, held_out) as load:
+                second = export_run(run_dir, model_base_path)
+                switch_s = load.wait_for_version(second.version)
+            examples = [
+                (path, label, client.classify(path)) for path, label in held_out[:: len(held_out) // _SHOWN]
+            ]
 
     features = run.metrics["features"]
     result: dict[str, Any] = {
@@ -152,41 +151,6 @@ def _test_images(run_dir: Path, data_dir: Path) -> list[tuple[Path, str]]:
         return [
             (data_dir / row["path"], row["label"]) for row in csv.DictReader(file) if row["split"] == "test"
         ]
-
-
-@contextmanager
-def _server(model_base_path: Path) -> Iterator[str]:
-    """A server process on a free port; yields its target. It must end cleanly when it is asked to."""
-    flags = [f"--model_name={_MODEL}", f"--model_base_path={model_base_path}", "--host=127.0.0.1", "--port=0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "graftserve.cli", "serve", *flags], stderr=subprocess.PIPE, text=True
-    )
-    log: deque[str] = deque(maxlen=20)
-    ready = threading.Event()
-    address: list[str] = []
-
-    def read() -> None:
-        with process.stderr or nullcontext(()) as lines:
-            for line in lines:
-                log.append(line.rstrip())
-                if line.startswith("ready:"):
-                    address.append(line.partition("gRPC ")[2].partition(",")[0])
-                    ready.set()
-        ready.set()  # it has ended
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        ready.wait(_START_TIMEOUT_S)
-        if not address:
-            raise CommandError("the server did not start: " + " | ".join(log))
-        yield address[0]
-    finally:
-        process.terminate()
-        status = process.wait(60)
-        reader.join(10)
-    if status != 0:
-        raise CommandError(f"the server ended with status {status}: " + " | ".join(log))
 
 
 @dataclass(frozen=True)

@@ -420,12 +420,15 @@ class Client:
         try:
             return to_array(response.outputs[name])
         except TensorError as exc:
-            raise InternalError(
-                f"output {name!r} of model {self._model!r} at {self._target} cannot be read: {exc}",
-                target=self._target,
-                model=self._model,
-                details=str(exc),
-            ) from exc
+            raise self._unreadable(f"output {name!r}", exc) from exc
+
+    def _unreadable(self, what: str, error: ValueError) -> InternalError:
+        return InternalError(
+            f"{what} of model {self._model!r} at {self._target} cannot be read: {error}",
+            target=self._target,
+            model=self._model,
+            details=str(error),
+        )
 
     def _undecodable(self, index: int | None = None) -> InvalidImageError:
         which = "the image" if index is None else f"image {index}"
@@ -481,12 +484,7 @@ class Client:
         try:
             signatures = unpack_signature_def_map(response.metadata[SIGNATURE_DEF_FIELD])
         except ValueError as exc:
-            raise InternalError(
-                f"metadata of model {self._model!r} at {self._target} cannot be read: {exc}",
-                target=self._target,
-                model=self._model,
-                details=str(exc),
-            ) from exc
+            raise self._unreadable("metadata", exc) from exc
         return ModelMetadata(
             self._model,
             response.model_spec.version.value,

@@ -79,7 +79,9 @@ def write_warmup(folder: Path, model_name: str, images: Sequence[bytes], batchin
     for: TensorFlow optimises the graph anew, for seconds, for each set of outputs that it has not met.
     Format: TFRecord of PredictionLog (TensorFlow Serving, g3doc/saved_model_warmup.md).
     """
-    calls = [(SERVING_DEFAULT, CLASSIFY_OUTPUTS, size) for size in batching.sizes]
+    calls: list[tuple[str, tuple[str, ...], int]] = [
+        (SERVING_DEFAULT, CLASSIFY_OUTPUTS, size) for size in batching.sizes
+    ]
     calls += [(FEATURES, EMBED_OUTPUTS, size) for size in batching.sizes]
     calls.append((SERVING_DEFAULT, (), 1))
     with tf.io.TFRecordWriter(str(folder / EXTRA / WARMUP)) as writer:

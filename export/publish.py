@@ -100,6 +100,8 @@ def export_run(
         published = _publish(temporary, model_base_path, version)
     except OSError as error:
         raise ExportError(f"{model_base_path}: cannot be written: {error.strerror or error}") from error
+    except tf.errors.OpError as error:  # TensorFlow's own way of reporting a full disk
+        raise ExportError(f"{model_base_path}: cannot be written: {error.message}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

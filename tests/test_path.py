@@ -18,47 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graftserve.cli.server_process import ServerProcess
 from graftserve.client import Client, ClientError, InvalidImageError, Prediction, VersionState
 
 MODEL = "digits"
-
-
-class ServerProcess:
-    """`graftserve serve` on free ports; everything it logs is kept."""
-
-    def __init__(self, base_path: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "graftserve.cli", "serve", f"--model_name={MODEL}"]
-        command += [f"--model_base_path={base_path}", "--host=127.0.0.1", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.log: list[str] = []
-        self._settled = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr
-        with self.process.stderr as lines:
-            for line in lines:
-                self.log.append(line.rstrip())
-                if line.startswith("ready:"):
-                    self._settled.set()
-        self._settled.set()
-
-    def wait_until_ready(self) -> dict[str, str]:
-        """Addresses by protocol."""
-        assert self._settled.wait(120), self.log
-        ready = next((line for line in self.log if line.startswith("ready:")), None)
-        assert ready, self.log
-        return {part.split()[0]: part.split()[1] for part in ready.split(", ")[-2:]}
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(60)
-        self._reader.join(10)
-        return status
 
 
 @pytest.fixture
@@ -66,13 +29,12 @@ def serve() -> Iterator[Callable[..., ServerProcess]]:
     servers: list[ServerProcess] = []
 
     def serve(base_path: Path, *flags: str) -> ServerProcess:
-        servers.append(ServerProcess(base_path, *flags))
+        servers.append(ServerProcess(MODEL, base_path, *flags))
         return servers[-1]
 
     yield serve
     for server in servers:
-        server.process.kill()
-        server.wait()
+        server.end()
 
 
 @pytest.fixture
@@ -90,8 +52,8 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_images_to_served_predictions(serve, models: Path, trained: Any, tmp_path: Path) -> None:
-    server = serve(models, "--port=0", "--rest_api_port=-1")
-    addresses = server.wait_until_ready()
+    server = serve(models, "--rest_api_port=-1")
+    addresses = server.addresses()
     target = addresses["gRPC"]
     files = [golden.file for golden in trained.goldens]
     expected = np.array([golden.probabilities for golden in trained.goldens])
@@ -144,7 +106,7 @@ def test_images_to_served_predictions(serve, models: Path, trained: Any, tmp_pat
 
 
 def test_a_new_version_takes_over_without_a_lost_request(serve, models: Path, trained: Any) -> None:
-    target = serve(models, "--port=0").wait_until_ready()["gRPC"]
+    target = serve(models).addresses()["gRPC"]
     image = trained.goldens[0].file.read_bytes()
     answers: Counter[int] = Counter()
     errors: list[ClientError] = []
@@ -182,8 +144,8 @@ def test_a_new_version_takes_over_without_a_lost_request(serve, models: Path, tr
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_what_is_under_way(serve, models: Path, trained: Any, number: signal.Signals) -> None:
-    server = serve(models, "--port=0")
-    target = server.wait_until_ready()["gRPC"]
+    server = serve(models)
+    target = server.addresses()["gRPC"]
     images = [golden.file.read_bytes() for golden in trained.goldens] * 12
     results: list[Any] = []
     sent = threading.Event()
@@ -213,8 +175,8 @@ def test_a_stop_finishes_what_is_under_way(serve, models: Path, trained: Any, nu
 
 def test_a_server_that_comes_back_is_found(serve, models: Path, trained: Any) -> None:
     image = trained.goldens[0].file
-    first = serve(models, "--port=0")
-    target = first.wait_until_ready()["gRPC"]
+    first = serve(models)
+    target = first.addresses()["gRPC"]
     with Client(target, MODEL) as client:
         assert client.classify(image).version == 1
         first.end()
@@ -232,14 +194,14 @@ def test_what_the_server_refuses_to_start_with(serve, models: Path, tmp_path: Pa
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cases = [
-            (serve(tmp_path / "none", "--port=0"), "Could not find base path"),
-            (serve(tmp_path / "empty", "--port=0"), "Did you forget to name your leaf directory as a number"),
+            (serve(tmp_path / "none"), "Could not find base path"),
+            (serve(tmp_path / "empty"), "Did you forget to name your leaf directory as a number"),
             (
-                serve(tmp_path / "broken", "--port=0", "--max_num_load_retries=0"),
+                serve(tmp_path / "broken", "--max_num_load_retries=0"),
                 "No version could be loaded",
             ),
             (serve(models, f"--port={port}"), str(port)),
-            (serve(models, "--port=0", f"--rest_api_port={port}"), str(port)),
+            (serve(models, f"--rest_api_port={port}"), str(port)),
         ]
         for server, message in cases:
             assert server.wait() == 1, server.log
@@ -248,7 +210,7 @@ def test_what_the_server_refuses_to_start_with(serve, models: Path, tmp_path: Pa
 
 
 def test_the_client_process_never_imports_tensorflow(serve, models: Path, trained: Any) -> None:
-    target = serve(models, "--port=0").wait_until_ready()["gRPC"]
+    target = serve(models).addresses()["gRPC"]
     code = (
         "import sys\nfrom graftserve.client import Client\n"
         f"with Client({target!r}, {MODEL!r}) as client:\n"

@@ -8,7 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["sync_directory", "write_atomically", "write_json"]
+__all__ = ["naming", "sync_directory", "write_atomically", "write_json"]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file (a full disk's, as a rule) the name of the one being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -19,11 +30,10 @@ def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     On an error the temporary file goes and `path` is untouched.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    mode = mode.replace("w", "x")
     encoding, errors, newline = (None, None, None) if "b" in mode else ("utf-8", "surrogateescape", "")
     try:
-        with open(
-            temporary, mode.replace("w", "x"), encoding=encoding, errors=errors, newline=newline
-        ) as file:
+        with naming(path), open(temporary, mode, encoding=encoding, errors=errors, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,7 @@ graftserve train flowers/ --output runs/flowers
 """
 
 import logging
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .dataset import SPLITS, Dataset, Example, Split, drop_examples, scan_folder
 from .errors import DataError, RunError
 from .evaluate import evaluate
 from .features import Features, compute_features
-from .files import write_atomically, write_json
+from .files import naming, write_atomically, write_json
 from .head import attach_head, fit_linear_head
 from .preprocess import decode_image
 from .progress import Listener, silent
@@ -192,8 +193,11 @@ def _rows_of_splits(dataset: Dataset, features: Features) -> dict[Split, _Rows]:
 def _save_model(model: keras.Model, path: Path) -> None:
     temporary = path.with_name(".temporary.model.keras")  # Keras insists on the ending
     try:
-        model.save(temporary)
-        temporary.replace(path)
+        with naming(path):
+            model.save(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -215,7 +219,8 @@ def _save_goldens(model: keras.Model, dataset: Dataset, recipe: Recipe, folder: 
     folder.mkdir()
     names = [f"{index}{Path(example.path).suffix.lower()}" for index, example in enumerate(examples)]
     for name, content in zip(names, contents, strict=True):
-        (folder / name).write_bytes(content)
+        with write_atomically(folder / name, "wb") as file:
+            file.write(content)
     write_json(
         folder / "goldens.json",
         {
