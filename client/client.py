@@ -17,50 +17,36 @@ from .errors import (
     ClientError,
     DeadlineExceededError,
     FailedPreconditionError,
-    InternalError,
     InvalidArgumentError,
     InvalidImageError,
-    ModelMismatchError,
     NotFoundError,
     RetryError,
 )
 from .images import ImageInput, encode_image
+from .messages import Messages, version_line
 from .results import (
     ModelMetadata,
     Prediction,
     PredictResult,
-    Signature,
-    TensorSpec,
     VersionState,
     VersionStatus,
 )
 from .retry import RetryPolicy
 from .wire import (
-    Code,
-    GetModelMetadataRequest,
-    GetModelStatusRequest,
-    ModelSpec,
-    ModelVersionStatus,
     PredictRequest,
     PredictResponse,
-    SignatureDef,
-    TensorInfo,
 )
 from .wire.contract import (
     CLASSIFY_OUTPUTS,
     EMBED_OUTPUTS,
     FEATURES,
-    IMAGE_BYTES,
     SERVING_DEFAULT,
 )
 from .wire.methods import (
     GET_MODEL_METADATA,
     GET_MODEL_STATUS,
     PREDICT,
-    SIGNATURE_DEF_FIELD,
-    unpack_signature_def_map,
 )
-from .wire.tensors import TensorError, dtype_name, to_array, to_proto
 
 __all__ = ["Client"]
 
@@ -124,6 +110,7 @@ class Client:
         self._max_batch_images = max_batch_images
         self._max_batch_bytes = max_batch_bytes
         self._max_in_flight = max_in_flight
+        self._messages = Messages(target, model, version, version_label)
         self._calls = Caller(
             target,
             model,
@@ -154,15 +141,15 @@ class Client:
         `serving_default` does not map `image_bytes` to `classes`, `scores` and `valid`.
         """
         deadline = self._deadline(timeout_s)
-        request = self._image_request(SERVING_DEFAULT, CLASSIFY_OUTPUTS, [encode_image(image)])
+        request = self._messages.image_request(SERVING_DEFAULT, CLASSIFY_OUTPUTS, [encode_image(image)])
         try:
             response = self._calls.call(PREDICT, request, deadline)
         except (InvalidArgumentError, FailedPreconditionError) as exc:
             self._explain_mismatch(exc, SERVING_DEFAULT, CLASSIFY_OUTPUTS, deadline)
             raise
-        row = self._predictions(response, 1)[0]
+        row = self._messages.predictions(response, 1)[0]
         if row is None:
-            raise self._undecodable()
+            raise self._messages.undecodable()
         return row
 
     def classify_many(
@@ -183,8 +170,10 @@ class Client:
         )
         with closing(rows):
             for indexes, response in rows:
-                for index, row in zip(indexes, self._predictions(response, len(indexes)), strict=True):
-                    results[index] = self._undecodable(index) if row is None else row
+                for index, row in zip(
+                    indexes, self._messages.predictions(response, len(indexes)), strict=True
+                ):
+                    results[index] = self._messages.undecodable(index) if row is None else row
         return [result for result in results if result is not None]
 
     def embed(
@@ -207,16 +196,12 @@ class Client:
         )
         with closing(rows):
             for indexes, response in rows:
-                features, valid = self._outputs(response, EMBED_OUTPUTS, len(indexes))
-                if features.ndim != 2 or features.dtype != np.float32:
-                    raise self._mismatch(
-                        f"expected features of float32 [N, D], got {features.dtype} {list(features.shape)}"
-                    )
+                features, valid = self._messages.features(response, len(indexes))
                 for row, index in enumerate(indexes):
                     if valid[row]:
                         results[index] = features[row]
                     else:
-                        errors[index] = self._undecodable(index)
+                        errors[index] = self._messages.undecodable(index)
         if errors:
             bad = tuple(sorted(errors))
             raise InvalidImageError(
@@ -246,19 +231,8 @@ class Client:
         Raises InvalidArgumentError for inputs that cannot be encoded or that the server refuses.
         """
         deadline = self._deadline(timeout_s)
-        request = PredictRequest(model_spec=self._spec(signature), output_filter=outputs or ())
-        for name, value in inputs.items():
-            try:
-                request.inputs[name].CopyFrom(to_proto(value))
-            except TensorError as exc:
-                raise InvalidArgumentError(
-                    f"input {name!r}: {exc}", target=self._target, model=self._model
-                ) from exc
-        response = self._calls.call(PREDICT, request, deadline)
-        return PredictResult(
-            {name: self._array(response, name) for name in response.outputs},
-            response.model_spec.version.value,
-        )
+        request = self._messages.predict_request(inputs, signature, outputs)
+        return self._messages.predict_result(self._calls.call(PREDICT, request, deadline))
 
     def status(self, *, timeout_s: float | None = None) -> tuple[VersionStatus, ...]:
         """Every version of the model that the server knows, latest first; only `version` where one is given.
@@ -293,7 +267,7 @@ class Client:
                     return self._read_metadata(poll_deadline, retry=False).version
                 if available:
                     return max(available)
-                seen = "; ".join(_version_line(item) for item in versions) or "no versions"
+                seen = "; ".join(version_line(item) for item in versions) or "no versions"
             except (RetryError, NotFoundError, InvalidArgumentError) as exc:
                 # A server that starts may not know the model or its label yet.
                 cause, seen = exc, str(exc)
@@ -313,23 +287,6 @@ class Client:
                 ) from cause
             self._calls.pause(_POLL_S)
 
-    # Requests and answers
-
-    def _spec(self, signature: str = "") -> ModelSpec:
-        spec = ModelSpec(name=self._model, signature_name=signature)
-        if self._version is not None:
-            spec.version.value = self._version
-        elif self._version_label is not None:
-            spec.version_label = self._version_label
-        return spec
-
-    def _image_request(
-        self, signature: str, outputs: Sequence[str], images: Sequence[bytes]
-    ) -> PredictRequest:
-        request = PredictRequest(model_spec=self._spec(signature), output_filter=outputs)
-        request.inputs[IMAGE_BYTES].CopyFrom(to_proto(images))
-        return request
-
     def _image_calls(
         self,
         images: Iterable[ImageInput],
@@ -340,12 +297,7 @@ class Client:
         bad: Callable[[int, InvalidImageError], None],
     ) -> Generator[tuple[list[int], PredictResponse], None, None]:
         """Yield (indexes, answer) as answers come; appends a None to `results` for every image taken."""
-        if isinstance(images, (bytes, bytearray, memoryview, str)) or not isinstance(images, Iterable):
-            raise self._wrong_images(f"one {type(images).__name__}")
-        if isinstance(images, np.ndarray) and images.ndim < 3:
-            raise self._wrong_images(f"one array {list(images.shape)}")
-        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 3):
-            raise self._wrong_images(f"an array {list(images.shape)} that may be one image")
+        self._messages.check_images(images)
 
         def encoded() -> Iterator[tuple[int, bytes]]:
             for index, image in enumerate(images):
@@ -361,7 +313,10 @@ class Client:
         def requests() -> Iterator[tuple[list[int], PredictRequest]]:
             for batch in split(encoded(), self._max_batch_images, self._max_batch_bytes):
                 contents = [content for _, content in batch]
-                yield [index for index, _ in batch], self._image_request(signature, outputs, contents)
+                yield (
+                    [index for index, _ in batch],
+                    self._messages.image_request(signature, outputs, contents),
+                )
 
         try:
             yield from self._calls.call_many(PREDICT, requests(), deadline, max_in_flight=self._max_in_flight)
@@ -369,157 +324,24 @@ class Client:
             self._explain_mismatch(exc, signature, outputs, deadline)
             raise
 
-    def _wrong_images(self, got: str) -> InvalidArgumentError:
-        return InvalidArgumentError(
-            f"expected an iterable of images, got {got}: put a single image into a list",
-            target=self._target,
-            model=self._model,
-        )
-
-    def _predictions(self, response: PredictResponse, count: int) -> list[Prediction | None]:
-        """One per row; None where the image did not decode."""
-        classes, scores, valid = self._outputs(response, CLASSIFY_OUTPUTS, count)
-        if classes.ndim != 2 or classes.shape != scores.shape or not classes.shape[1]:
-            raise self._mismatch(
-                f"expected classes and scores of one shape [N, K], got {list(classes.shape)} and "
-                f"{list(scores.shape)}"
-            )
-        if classes.dtype != object or scores.dtype.kind != "f":
-            raise self._mismatch(
-                f"expected classes of string and scores of float32, got {classes.dtype} and {scores.dtype}"
-            )
-        version = response.model_spec.version.value
-        predictions: list[Prediction | None] = []
-        rows = zip(classes.tolist(), scores.tolist(), valid.tolist(), strict=True)
-        for row_classes, row_scores, row_valid in rows:
-            if row_valid:
-                top = tuple(
-                    (label.decode("utf-8", "replace"), score)
-                    for label, score in zip(row_classes, row_scores, strict=True)
-                )
-                predictions.append(Prediction(top[0][0], top[0][1], top, version))
-            else:
-                predictions.append(None)
-        return predictions
-
-    def _outputs(self, response: PredictResponse, names: Sequence[str], count: int) -> list[npt.NDArray[Any]]:
-        missing = [name for name in names if name not in response.outputs]
-        if missing:
-            raise self._mismatch(
-                f"expected outputs {', '.join(names)}, got {', '.join(sorted(response.outputs)) or 'none'}"
-            )
-        arrays = [self._array(response, name) for name in names]
-        for name, array in zip(names, arrays, strict=True):
-            if array.ndim < 1 or array.shape[0] != count:
-                raise self._mismatch(
-                    f"expected one row per image, {count}, got {name} of shape {list(array.shape)}"
-                )
-        return arrays
-
-    def _array(self, response: PredictResponse, name: str) -> npt.NDArray[Any]:
-        try:
-            return to_array(response.outputs[name])
-        except TensorError as exc:
-            raise self._unreadable(f"output {name!r}", exc) from exc
-
-    def _unreadable(self, what: str, error: ValueError) -> InternalError:
-        return InternalError(
-            f"{what} of model {self._model!r} at {self._target} cannot be read: {error}",
-            target=self._target,
-            model=self._model,
-            details=str(error),
-        )
-
-    def _undecodable(self, index: int | None = None) -> InvalidImageError:
-        which = "the image" if index is None else f"image {index}"
-        return InvalidImageError(
-            f"{which} cannot be decoded: expected a whole JPEG, PNG, GIF or BMP within the model's limits",
-            target=self._target,
-            model=self._model,
-            indexes=() if index is None else (index,),
-        )
-
-    def _mismatch(self, message: str) -> ModelMismatchError:
-        return ModelMismatchError(
-            f"model {self._model!r} at {self._target}: {message}; predict() calls any model",
-            target=self._target,
-            model=self._model,
-        )
-
     def _explain_mismatch(
         self, error: ClientError, signature: str, outputs: Sequence[str], deadline: float
     ) -> None:
         """Raise ModelMismatchError from `error` if the model's signatures say that it is one."""
         try:
-            signatures = self._read_metadata(deadline, retry=False).signatures
+            metadata = self._read_metadata(deadline, retry=False)
         except ClientError:
             return  # then the server's own words have to do
-        found = signatures.get(signature)
-        if found is None:
-            mismatch = self._mismatch(
-                f"expected signature {signature}, got only {', '.join(sorted(signatures)) or 'none'}"
-            )
-        elif set(found.inputs) != {IMAGE_BYTES} or not set(outputs) <= set(found.outputs):
-            mismatch = self._mismatch(
-                f"expected signature {signature} with input {IMAGE_BYTES} and outputs {', '.join(outputs)}, "
-                f"got inputs {', '.join(sorted(found.inputs)) or 'none'} and "
-                f"outputs {', '.join(sorted(found.outputs)) or 'none'}"
-            )
-        else:
-            return
-        mismatch.code, mismatch.details = error.code, error.details
-        raise mismatch from error
+        if mismatch := self._messages.mismatch(metadata, error, signature, outputs):
+            raise mismatch from error
 
     def _status(self, deadline: float, *, retry: bool) -> tuple[VersionStatus, ...]:
-        request = GetModelStatusRequest(model_spec=ModelSpec(name=self._model))
-        if self._version is not None:
-            request.model_spec.version.value = self._version
-        response = self._calls.call(GET_MODEL_STATUS, request, deadline, retry=retry)
-        versions = [_version_status(item) for item in response.model_version_status]
-        return tuple(sorted(versions, key=lambda item: item.version, reverse=True))
+        request = self._messages.status_request()
+        return self._messages.versions(self._calls.call(GET_MODEL_STATUS, request, deadline, retry=retry))
 
     def _read_metadata(self, deadline: float, *, retry: bool) -> ModelMetadata:
-        request = GetModelMetadataRequest(model_spec=self._spec(), metadata_field=[SIGNATURE_DEF_FIELD])
-        response = self._calls.call(GET_MODEL_METADATA, request, deadline, retry=retry)
-        try:
-            signatures = unpack_signature_def_map(response.metadata[SIGNATURE_DEF_FIELD])
-        except ValueError as exc:
-            raise self._unreadable("metadata", exc) from exc
-        return ModelMetadata(
-            self._model,
-            response.model_spec.version.value,
-            {name: _signature(item) for name, item in signatures.signature_def.items()},
-        )
+        request = self._messages.metadata_request()
+        return self._messages.metadata(self._calls.call(GET_MODEL_METADATA, request, deadline, retry=retry))
 
     def _deadline(self, timeout_s: float | None) -> float:
         return time.monotonic() + (self._timeout_s if timeout_s is None else checked_timeout_s(timeout_s))
-
-
-def _version_status(item: ModelVersionStatus) -> VersionStatus:
-    states = {number: name for name, number in ModelVersionStatus.State.items()}
-    codes = {number: name for name, number in Code.items()}
-    return VersionStatus(
-        item.version,
-        VersionState(states.get(item.state, "UNKNOWN")),
-        codes.get(item.status.error_code, str(int(item.status.error_code))),
-        item.status.error_message,
-    )
-
-
-def _version_line(item: VersionStatus) -> str:
-    line = f"version {item.version} is {item.state}"
-    return line if item.error_code == "OK" else f"{line} ({item.error_code}: {item.error_message})"
-
-
-def _signature(item: SignatureDef) -> Signature:
-    return Signature(
-        {name: _tensor_spec(info) for name, info in item.inputs.items()},
-        {name: _tensor_spec(info) for name, info in item.outputs.items()},
-    )
-
-
-def _tensor_spec(info: TensorInfo) -> TensorSpec:
-    shape = None
-    if not info.tensor_shape.unknown_rank:
-        shape = tuple(dim.size if dim.size >= 0 else None for dim in info.tensor_shape.dim)
-    return TensorSpec(dtype_name(info.dtype), shape)
