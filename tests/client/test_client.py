@@ -527,8 +527,11 @@ def test_close_ends_calls_under_way(server):
 @pytest.mark.parametrize("call", ["classify(b'a')", "classify_many([b'a', b'b'])"])
 def test_ctrl_c_ends_a_call(server, call):
     server.hold = threading.Event()
+    # Where the tests run in the background the signal is ignored, and children inherit that.
     code = f"""
+import signal
 from graftserve.client import Client
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Client({server.target!r}, "flowers", timeout_s=1000) as client:
     client.{call}
 """
