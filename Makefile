@@ -29,7 +29,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/embedded_throughput.py --output build/bench
+	$(BIN)/python benchmarks/embedded_throughput.py --output benchmarks/results
 
 wire: $(VENV)/dependencies
 	PYTHON=$(BIN)/python scripts/generate-wire

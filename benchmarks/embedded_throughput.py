@@ -1,6 +1,6 @@
 """The embedded server against the bare signature call, side by side in one run.
 
-    python benchmarks/embedded_throughput.py --output build/bench
+    python benchmarks/embedded_throughput.py --output benchmarks/results
 
 Three ways to the same answers, taken in turn over several rounds, so that a machine whose speed drifts
 treats them alike: the exported signature called in process from as many threads as there are callers, the
