@@ -1,5 +1,6 @@
 """`graftserve export`: a run directory to a published version."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -59,7 +60,9 @@ def command(run_dir: Path, model_base_path: Path, version: int | None, top_k: in
             "version": exported.path,
             "size": f"{exported.size_bytes / 1e6:.1f} MB, {exported.warmup_records} warmup requests",
             "checked": f"{check.images} images in a Session, {difference}",
-            "next": f"graftserve serve --model_name {base.name} --model_base_path {base}",
+            "next": shlex.join(
+                ["graftserve", "serve", "--model_name", base.name, "--model_base_path", str(base)]
+            ),
         },
         as_json=False,
     )

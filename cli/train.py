@@ -1,5 +1,6 @@
 """`graftserve train`: flags to a recipe to a run directory."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from .output import ProgressPrinter, cache_dir, import_tensorflow, print_result
 
 __all__ = ["command"]
 
+_SPLITS = ("train", "validation", "test")
 _PERCENT = click.FloatRange(0, 100, max_open=True)
 
 
@@ -115,13 +117,12 @@ def command(
             "features": f"{features['computed']} computed, {features['cached']} cached, "
             f"{features['seconds']:.1f} s",
             "report": run.path / "report.md",
-            "next": f"graftserve export {run.path} --model-base-path models/{run.path.name}",
+            "next": shlex.join(
+                ["graftserve", "export", str(run.path), "--model-base-path", f"models/{run.path.name}"]
+            ),
         },
         as_json=False,
     )
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 def _accuracy(evaluation: dict[str, dict[str, float] | None], split: str) -> str:

@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,14 @@ def _hash_files(
             return Skipped(path, f"cannot be read: {error.strerror or error}")
 
     with ThreadPoolExecutor(_READERS) as pool:
-        for path, result in zip(paths, pool.map(hash_file, paths), strict=True):
-            if isinstance(result, Skipped):
-                unreadable.append(result)
-            else:
-                keys[path] = result
-            progress.advance()
+        hashes: Any = pool.map(hash_file, paths)
+        with closing(hashes):  # an interrupt drops the files that still wait, where the pool would read them
+            for path, result in zip(paths, hashes, strict=True):
+                if isinstance(result, Skipped):
+                    unreadable.append(result)
+                else:
+                    keys[path] = result
+                progress.advance()
     return keys, unreadable
 
 
