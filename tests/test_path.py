@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -51,7 +52,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
-def test_images_to_served_predictions(serve, models: Path, trained: Any, tmp_path: Path) -> None:
+def test_images_to_served_predictions(serve, models: Path, trained: Any, tmp_path: Path, capsys) -> None:
     server = serve(models, "--rest_api_port=-1")
     addresses = server.addresses()
     target = addresses["gRPC"]
@@ -91,6 +92,17 @@ def test_images_to_served_predictions(serve, models: Path, trained: Any, tmp_pat
         full = client.predict({"image_bytes": np.array(images, object)})
         np.testing.assert_allclose(full["probabilities"], expected, atol=1e-5)
         assert set(client.metadata().signatures) >= {"serving_default", "features"}
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    example = example.replace("localhost:8500", target).replace("flowers", MODEL)
+    for name, file in (("photo.jpg", files[0]), ("a.jpg", files[1]), ("b.jpg", files[2])):
+        example = example.replace(f'"{name}"', repr(str(file)))
+    exec(compile(example, "README.md", "exec"), scope := {"paths": [*files, broken]})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[::2] == [best[0], "1"]
+    assert [line.split(":")[0] for line in printed[1:]] == ["skipped"]
+    assert scope["vectors"].shape == (2, 1280)
 
     body = {"instances": [{"image_bytes": {"b64": b64encode(image).decode()}} for image in images]}
     url = f"http://{addresses['REST']}/v1/models/{MODEL}"
