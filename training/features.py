@@ -1,6 +1,6 @@
 """Bottleneck features: what the frozen backbone says of each image, computed once and kept on disk.
 
-The cache is a folder of segments, one NumPy file for at most a few thousand rows of (key, features). A
+The cache is a folder of segments, one NumPy file for at most a few hundred rows of (key, features). A
 segment appears whole or not at all, and nothing ever rewrites one, so an interrupted run keeps what it had
 and several runs may share a cache. The key is a hash of the image's bytes; the folder's name is a hash of
 everything else that the features depend on. Moving, renaming or copying images costs nothing.
@@ -32,7 +32,7 @@ __all__ = ["FeatureCache", "Features", "compute_features", "fingerprint"]
 
 _REVISION = 1  # raise it when a backbone of the table computes something else with the same weights
 _KEY_BYTES = 16  # 128 bits of BLAKE2b: no two of 2**40 images collide by chance
-_SEGMENT_ROWS = 2048
+_SEGMENT_ROWS = 512
 _BATCH_IMAGES = 8  # on CPUs batches of 4 to 8 are the fastest in TensorFlow
 _READERS = 8
 
