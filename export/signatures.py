@@ -61,7 +61,7 @@ class ServingModule(tf.Module):  # type: ignore[misc]
 
     def _classify(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         row_count = tf.size(image_bytes)
-        pixels, rows, valid = _decode_rows(image_bytes, self._preprocess)
+        pixels, rows, valid = self._decode(image_bytes)
         probabilities = self._run(pixels, "probabilities", len(self._labels))
         scores, indexes = tf.math.top_k(probabilities, self._top_k)
         classes = tf.gather(tf.constant(self._labels), indexes)
@@ -73,9 +73,16 @@ class ServingModule(tf.Module):  # type: ignore[misc]
         }
 
     def _embed(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels, rows, valid = _decode_rows(image_bytes, self._preprocess)
+        pixels, rows, valid = self._decode(image_bytes)
         features = self._run(pixels, "features", self._feature_count)
         return {"features": _scatter(features, rows, tf.size(image_bytes)), "valid": valid}
+
+    def _decode(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`_decode_rows`, for no more images than the batcher takes: it would refuse them only afterwards."""
+        most = self._batching.max_request_images
+        message = f"Too many images in one request: expected at most {most}."
+        with tf.control_dependencies([tf.debugging.assert_less_equal(tf.size(image_bytes), most, message)]):
+            return _decode_rows(tf.identity(image_bytes), self._preprocess)
 
     def _run(self, pixels: tf.Tensor, output: str, width: int) -> tf.Tensor:
         """float32 [rows, width]. Without a row the batcher is not asked: it would wait for one."""

@@ -160,7 +160,9 @@ def test_concurrent_requests_each_get_their_own_rows(signatures, goldens) -> Non
 
 
 def test_more_than_the_largest_request_is_refused(signatures, goldens) -> None:
-    with pytest.raises(tf.errors.InvalidArgumentError, match="larger than maximum input batch size 1024"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="Too many images in one request: expected at most 1024"
+    ):
         signatures.run(SERVING_DEFAULT, [goldens[0][0]] * 1025)
 
 
