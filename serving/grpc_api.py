@@ -15,10 +15,11 @@ from google.protobuf.message import Message
 
 from graftserve.client import wire
 from graftserve.client.wire import methods
+from graftserve.client.wire.tensors import write_typed
 
 from .errors import Code, ServingError
 from .manager import ServableState
-from .proto_tensors import ProtoInputs, to_field_proto
+from .proto_tensors import ProtoInputs
 from .service import ModelServiceImpl, ModelSpec, PredictionServiceImpl
 
 __all__ = ["GrpcServer", "status_to_proto"]
@@ -94,7 +95,7 @@ class _Calls:
         )
         response = wire.PredictResponse()
         for name, array in prediction.outputs.items():
-            to_field_proto(array, response.outputs[name])
+            write_typed(array, response.outputs[name])
         spec = response.model_spec
         spec.name = prediction.id.name
         spec.version.value = prediction.id.version

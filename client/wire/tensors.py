@@ -21,7 +21,15 @@ import numpy.typing as npt
 
 from .tensor_pb2 import DataType, TensorProto, TensorShapeProto
 
-__all__ = ["DEFAULT_MAX_FILL_BYTES", "TensorError", "Value", "dtype_name", "to_array", "to_proto"]
+__all__ = [
+    "DEFAULT_MAX_FILL_BYTES",
+    "TensorError",
+    "Value",
+    "dtype_name",
+    "to_array",
+    "to_proto",
+    "write_typed",
+]
 
 Value = npt.ArrayLike
 """What `to_proto` takes: an array, a number, bytes, str, or (nested) lists of those."""
@@ -70,6 +78,9 @@ _BY_DATA_TYPE: Final = {int(number.data_type): number for number in _NUMBERS}
 # Kind and size, not the dtype itself: `long` and `long long` are two dtypes of the same bits.
 _BY_KIND_AND_SIZE: Final = {(number.stored.kind, number.stored.itemsize): number for number in _NUMBERS}
 
+# Their typed fields hold the values' bits or halves.
+_WITHOUT_PLAIN_FIELD: Final = frozenset({DataType.DT_HALF, DataType.DT_COMPLEX64, DataType.DT_COMPLEX128})
+
 
 def dtype_name(data_type: int) -> str:
     """The NumPy-like name of a DataType: "float32", "string", ...; the enum's own name if it has none."""
@@ -114,6 +125,22 @@ def to_proto(value: Value) -> TensorProto:
         data_type, stored = number.data_type, number.stored
     content = array.astype(stored, copy=False).tobytes()
     return TensorProto(dtype=data_type, tensor_shape=_shape_to_proto(array.shape), tensor_content=content)
+
+
+def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
+    """Write an array into an empty TensorProto, numbers in the typed field (`float_val`, ...).
+
+    TensorFlow Serving answers in typed fields unless it is told otherwise, and clients read them directly.
+    Dtypes without a plain typed field (half, bfloat16, complex) go to `tensor_content`.
+    Raises TensorError as `to_proto` does.
+    """
+    number = _BY_KIND_AND_SIZE.get((array.dtype.kind, array.dtype.itemsize))
+    if number is None or number.data_type in _WITHOUT_PLAIN_FIELD:
+        proto.CopyFrom(to_proto(array))
+        return
+    proto.dtype = number.data_type
+    proto.tensor_shape.CopyFrom(_shape_to_proto(array.shape))
+    getattr(proto, number.field).extend(array.ravel().tolist())
 
 
 def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES) -> npt.NDArray[Any]:

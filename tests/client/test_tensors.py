@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graftserve.client.wire import DataType, TensorProto, TensorShapeProto
-from graftserve.client.wire.tensors import TensorError, dtype_name, to_array, to_proto
+from graftserve.client.wire.tensors import TensorError, dtype_name, to_array, to_proto, write_typed
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -327,3 +327,16 @@ def test_the_limit_of_repetition_can_be_moved():
     assert to_array(proto, max_fill_bytes=400).sum() == 100
     with pytest.raises(TensorError, match="more than the 399 allowed"):
         to_array(proto, max_fill_bytes=399)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "c8"]
+)
+def test_typed_fields_hold_what_they_can(dtype):
+    array = np.array([[0, 1], [1, 0]]).astype(dtype)
+    proto = TensorProto()
+    write_typed(array, proto)
+    assert bool(proto.tensor_content) == (dtype in ("f2", "c8"))
+    back = to_array(proto)
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
