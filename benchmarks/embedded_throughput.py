@@ -31,7 +31,7 @@ from graftserve.export import export_run
 from graftserve.export.verify import open_signatures
 from graftserve.training import Recipe, train
 from graftserve.training.network import freeze
-from graftserve.training.preprocess import decode_image
+from graftserve.training.preprocess import decode_images
 
 MODEL = "digits"
 BATCH = 8
@@ -131,7 +131,7 @@ def _line(row: dict) -> str:
 
 def _bare_network(model, images, preprocess) -> Callable[[list[int]], object]:
     network = freeze(model)
-    pixels = tf.stack([decode_image(tf.constant(image), preprocess) for image in images])
+    pixels = decode_images(images, preprocess)
     return lambda rows: [output.numpy() for output in network(tf.gather(pixels, rows))]
 
 

@@ -11,7 +11,6 @@ from .output import ProgressPrinter, cache_dir, import_tensorflow, print_result
 
 __all__ = ["command"]
 
-_SPLITS = ("train", "validation", "test")
 _PERCENT = click.FloatRange(0, 100, max_open=True)
 
 
@@ -87,6 +86,7 @@ def command(
     recipe = Recipe(str(data_dir), backbone, weights, validation_percent, test_percent)
     from graftserve.training import train
     from graftserve.training.backbones import BACKBONES
+    from graftserve.training.dataset import SPLITS
 
     if backbone not in BACKBONES:
         raise click.UsageError(f"--backbone: no {backbone!r}. Known: {', '.join(BACKBONES)}.")
@@ -103,8 +103,8 @@ def command(
     if as_json:
         print_result({"run": str(run.path), "labels": run.labels} | metrics, as_json=True)
         return
-    counts = [sum(splits[split] for splits in metrics["images"].values()) for split in _SPLITS]
-    images = ", ".join(f"{count} {split}" for count, split in zip(counts, _SPLITS, strict=True))
+    counts = [sum(splits[split] for splits in metrics["images"].values()) for split in SPLITS]
+    images = ", ".join(f"{count} {split}" for count, split in zip(counts, SPLITS, strict=True))
     features = metrics["features"]
     print_result(
         {

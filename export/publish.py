@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from graftserve.training.files import sync_directory
-from graftserve.training.preprocess import decode_image
+from graftserve.training.preprocess import decode_images
 from graftserve.training.run import RunDirectory
 
 from .batching import Batching
@@ -80,8 +80,7 @@ def export_run(
     top_k = min(top_k, len(run.labels))
     model = run.load_model()
     images = [golden.file.read_bytes() for golden in run.goldens]
-    pixels = tf.stack([decode_image(tf.constant(image), run.preprocess) for image in images])
-    trained = model(pixels, training=False)
+    trained = model(decode_images(images, run.preprocess), training=False)
     expected = {name: output.numpy() for name, output in trained.items()}
     _check_goldens(run, expected["probabilities"])
 

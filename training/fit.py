@@ -15,16 +15,15 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from .backbones import BACKBONES, load_backbone
 from .dataset import SPLITS, Dataset, Example, Split, drop_examples, scan_folder, write_skipped, write_split
 from .errors import DataError, RunError
 from .evaluate import evaluate
 from .features import Features, compute_features
-from .files import naming, write_atomically, write_json
+from .files import naming, write_atomically
 from .head import attach_head, fit_linear_head
-from .preprocess import decode_image
+from .preprocess import decode_images
 from .progress import Listener, silent
 from .recipe import Recipe
 from .report import render_report
@@ -111,10 +110,9 @@ def train(
         file.writelines(f"{label}\n" for label in dataset.labels)
     write_split(dataset, output / "split.csv")
     _save_model(model, output / "model.keras")
-    _save_goldens(model, dataset, recipe, output / "goldens")
+    _save_goldens(model, dataset, recipe, run)
 
     metrics: dict[str, Any] = {
-        "format": 1,
         "backbone": recipe.backbone,
         "preprocess": preprocess.to_dict(),
         "head": {"kind": "linear", "strength": head.strength},
@@ -131,7 +129,7 @@ def train(
     }
     with write_atomically(output / "report.md") as file:
         file.write(render_report(recipe, dataset, evaluations, metrics))
-    write_json(output / "metrics.json", metrics)
+    run.write_document("metrics.json", metrics)
     return RunDirectory(output)
 
 
@@ -202,7 +200,7 @@ def _save_model(model: keras.Model, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _save_goldens(model: keras.Model, dataset: Dataset, recipe: Recipe, folder: Path) -> None:
+def _save_goldens(model: keras.Model, dataset: Dataset, recipe: Recipe, run: RunDirectory) -> None:
     """Copy an image for each of the first classes, held out if there is one, and say what the model sees."""
     chosen: dict[int, Example] = {}
     for split in reversed(SPLITS):
@@ -212,22 +210,17 @@ def _save_goldens(model: keras.Model, dataset: Dataset, recipe: Recipe, folder: 
 
     preprocess = BACKBONES[recipe.backbone].preprocess
     contents = [(dataset.root / example.path).read_bytes() for example in examples]
-    pixels = tf.stack([decode_image(tf.constant(content), preprocess) for content in contents])
-    probabilities = model(pixels, training=False)["probabilities"].numpy()
+    probabilities = model(decode_images(contents, preprocess), training=False)["probabilities"].numpy()
 
+    folder = run.path / "goldens"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     names = [f"{index}{Path(example.path).suffix.lower()}" for index, example in enumerate(examples)]
     for name, content in zip(names, contents, strict=True):
         with write_atomically(folder / name, "wb") as file:
             file.write(content)
-    write_json(
-        folder / "goldens.json",
-        {
-            "format": 1,
-            "goldens": [
-                {"file": name, "label": dataset.labels[example.label], "probabilities": row.tolist()}
-                for name, example, row in zip(names, examples, probabilities, strict=True)
-            ],
-        },
-    )
+    rows = [
+        {"file": name, "label": dataset.labels[example.label], "probabilities": row.tolist()}
+        for name, example, row in zip(names, examples, probabilities, strict=True)
+    ]
+    run.write_document("goldens/goldens.json", {"goldens": rows})

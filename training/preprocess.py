@@ -9,6 +9,7 @@ says (last, on the small square, where it is nearly free: both ways of resizing 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,14 @@ import tensorflow as tf
 
 from .errors import ImageError
 
-__all__ = ["DEFAULT_MAX_PIXELS", "Preprocess", "decode_image", "explain_failure", "image_format"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "Preprocess",
+    "decode_image",
+    "decode_images",
+    "explain_failure",
+    "image_format",
+]
 
 DEFAULT_MAX_PIXELS = 100_000_000
 """Largest image decoded: 100 megapixels, 300 MB of RGB; a tiny file can claim 65,500 x 65,500."""
@@ -107,6 +115,11 @@ def decode_image(image_bytes: tf.Tensor, preprocess: Preprocess) -> tf.Tensor:
     image = _resize(image, preprocess)
     orientation = tf.cond(is_jpeg, lambda: _exif_orientation(image_bytes), lambda: tf.constant(1))
     return tf.ensure_shape(_orient(image, orientation), [preprocess.side_px, preprocess.side_px, 3])
+
+
+def decode_images(images: Sequence[bytes], preprocess: Preprocess) -> tf.Tensor:
+    """Pixels uint8 [N, side_px, side_px, 3] of N encoded images, eagerly; raises as `decode_image` does."""
+    return tf.stack([decode_image(tf.constant(image), preprocess) for image in images])
 
 
 def explain_failure(image_bytes: bytes, preprocess: Preprocess) -> ImageError | None:

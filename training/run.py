@@ -47,7 +47,7 @@ class RunDirectory:
     def open_finished(cls, path: Path) -> "RunDirectory":
         """A finished run, to export or report; raises RunError for anything else."""
         run = cls(path)
-        if not (path / "recipe.json").is_file():
+        if not run.started:
             raise RunError(
                 f"{path}: not a run directory (no recipe.json); give the --output of graftserve train"
             )
@@ -125,9 +125,11 @@ class RunDirectory:
     def write_recipe(self, recipe: Recipe, version: str) -> None:
         """Begin the run: until its metrics are written it is unfinished."""
         (self.path / "metrics.json").unlink(missing_ok=True)
-        write_json(
-            self.path / "recipe.json", {"format": _FORMAT, "graftserve": version, "recipe": recipe.to_dict()}
-        )
+        self.write_document("recipe.json", {"graftserve": version, "recipe": recipe.to_dict()})
+
+    def write_document(self, name: str, values: dict[str, Any]) -> None:
+        """Write one of the JSON files, with the number of the format that the readers expect."""
+        write_json(self.path / name, {"format": _FORMAT} | values)
 
     def _document(self, name: str) -> dict[str, Any]:
         try:
