@@ -38,7 +38,8 @@ _TO_GREY: Final = frozenset({"1", "LA", "La"})
 def encode_image(image: ImageInput) -> bytes:
     """The bytes to send for one image.
 
-    bytes, bytearray, memoryview: already encoded (JPEG, PNG, GIF, BMP); sent untouched, the server decodes.
+    bytes, bytearray, memoryview: already encoded (JPEG, PNG, GIF, BMP, WebP); sent untouched, the server
+        decodes.
     str, os.PathLike: a file, sent untouched.
     An object with `read`: a file opened in binary mode, read from where it stands; sent untouched.
     PIL image: sent as PNG, which loses nothing: the server sees exactly the pixels passed. RGB and L as they

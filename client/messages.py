@@ -175,7 +175,8 @@ class Messages:
         """The error for an image that the server could not decode; index: its place in the call."""
         which = "the image" if index is None else f"image {index}"
         return InvalidImageError(
-            f"{which} cannot be decoded: expected a whole JPEG, PNG, GIF or BMP within the model's limits",
+            f"{which} cannot be decoded: expected a whole JPEG, PNG, GIF, BMP or WebP within the model's "
+            "limits",
             target=self._target,
             model=self._model,
             indexes=() if index is None else (index,),

@@ -8,14 +8,16 @@ of its size where that still leaves enough pixels; resize with antialiasing; tur
 says (last, on the small square, where it is nearly free: both ways of resizing treat the two axes alike).
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import tensorflow as tf
 
 from .errors import ImageError
+from .images import HEAD_BYTES, SIGNATURES
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -23,7 +25,7 @@ __all__ = [
     "decode_image",
     "decode_images",
     "explain_failure",
-    "image_format",
+    "image_decoder",
 ]
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -33,9 +35,9 @@ _REVISION = 1  # raise it when the pixels that decode_image gives change: it is 
 
 Resize = Literal["crop", "squash"]
 
-_JPEG, _PNG, _GIF, _BMP, _UNKNOWN = range(5)
-_SIGNATURES = ((_JPEG, b"\xff\xd8\xff"), (_PNG, b"\x89PNG"), (_GIF, b"GIF8"), (_BMP, b"BM"))
-_NAMES = {_JPEG: "jpeg", _PNG: "png", _GIF: "gif", _BMP: "bmp"}
+_KINDS = tuple(SIGNATURES)
+_JPEG, _WEBP, _UNKNOWN = _KINDS.index("jpeg"), _KINDS.index("webp"), len(_KINDS)
+_WEBP_ANIMATION, _WEBP_ALPHA = 0x02, 0x10  # flags of the VP8X chunk
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Preprocess:
 def decode_image(image_bytes: tf.Tensor, preprocess: Preprocess) -> tf.Tensor:
     """Pixels uint8 [side_px, side_px, 3], RGB, of one encoded image (string scalar).
 
-    JPEG (grayscale and CMYK too), PNG, BMP, and a GIF's first frame, told apart by content.
+    JPEG (grayscale and CMYK too), PNG, BMP, WebP, and the first frame of a GIF or an animated WebP, told
+    apart by content. Alpha is dropped, as Pillow's convert("RGB") does. The EXIF orientation is applied in
+    JPEG and passed over in WebP and PNG, which cameras do not write.
     Runs in graph mode and eagerly; raises tf.errors.InvalidArgumentError for bytes that are none of these,
     are truncated, or hold more than `max_pixels`.
     """
@@ -95,7 +99,9 @@ def decode_image(image_bytes: tf.Tensor, preprocess: Preprocess) -> tf.Tensor:
     pixel_count = tf.cast(height_px, tf.int64) * tf.cast(width_px, tf.int64)
     with tf.control_dependencies(
         [
-            tf.debugging.assert_less(kind, _UNKNOWN, "Unknown image format: expected JPEG, PNG, GIF or BMP."),
+            tf.debugging.assert_less(
+                kind, _UNKNOWN, "Unknown image format: expected JPEG, PNG, GIF, BMP or WebP."
+            ),
             tf.debugging.assert_positive(pixel_count, "Damaged image: its header gives no size."),
             tf.debugging.assert_less_equal(
                 pixel_count,
@@ -109,7 +115,11 @@ def decode_image(image_bytes: tf.Tensor, preprocess: Preprocess) -> tf.Tensor:
     image = tf.cond(
         is_jpeg,
         lambda: _decode_jpeg_reduced(image_bytes, tf.minimum(height_px, width_px), preprocess),
-        lambda: tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
+        lambda: tf.cond(
+            tf.equal(kind, _WEBP),
+            lambda: _decode_webp(image_bytes),
+            lambda: tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
+        ),
     )
     image.set_shape([None, None, 3])
     image = _resize(image, preprocess)
@@ -117,9 +127,23 @@ def decode_image(image_bytes: tf.Tensor, preprocess: Preprocess) -> tf.Tensor:
     return tf.ensure_shape(_orient(image, orientation), [preprocess.side_px, preprocess.side_px, 3])
 
 
+@functools.cache
+def image_decoder(preprocess: Preprocess) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`decode_image` as a graph on the CPU, for eager callers of many images; several threads may run it."""
+
+    def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+        with tf.device("/device:CPU:0"):
+            return decode_image(image_bytes, preprocess)
+
+    graph = tf.function(decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    concrete: Callable[[tf.Tensor], tf.Tensor] = graph.get_concrete_function()
+    return concrete
+
+
 def decode_images(images: Sequence[bytes], preprocess: Preprocess) -> tf.Tensor:
     """Pixels uint8 [N, side_px, side_px, 3] of N encoded images, eagerly; raises as `decode_image` does."""
-    return tf.stack([decode_image(tf.constant(image), preprocess) for image in images])
+    decode = image_decoder(preprocess)
+    return tf.stack([decode(tf.constant(image)) for image in images])
 
 
 def explain_failure(image_bytes: bytes, preprocess: Preprocess) -> ImageError | None:
@@ -135,11 +159,6 @@ def explain_failure(image_bytes: bytes, preprocess: Preprocess) -> ImageError | 
     return None
 
 
-def image_format(head: bytes) -> str | None:
-    """ "jpeg", "png", "gif" or "bmp" by a file's first bytes (4 suffice), None for anything else."""
-    return next((_NAMES[kind] for kind, start in _SIGNATURES if head.startswith(start)), None)
-
-
 def _needed_short_side_px(preprocess: Preprocess) -> int:
     """The shorter side below which decoding reduced would leave the network to enlarge pixels."""
     kept_fraction = preprocess.crop_fraction if preprocess.resize == "crop" else 1.0
@@ -147,10 +166,11 @@ def _needed_short_side_px(preprocess: Preprocess) -> int:
 
 
 def _sniff(image_bytes: tf.Tensor) -> tf.Tensor:
+    head = tf.strings.join([tf.strings.substr(image_bytes, 0, HEAD_BYTES), b"\0" * HEAD_BYTES])
     kind = tf.constant(_UNKNOWN)
-    for candidate, start in _SIGNATURES:
-        found = tf.equal(tf.strings.substr(image_bytes, 0, len(start)), start)
-        kind = tf.where(found, candidate, kind)
+    for candidate, parts in enumerate(SIGNATURES.values()):
+        found = [tf.equal(tf.strings.substr(head, offset, len(part)), part) for offset, part in parts]
+        kind = tf.where(tf.reduce_all(found), candidate, kind)
     return kind
 
 
@@ -184,8 +204,57 @@ def _header_size(image_bytes: tf.Tensor, kind: tf.Tensor) -> tuple[tf.Tensor, tf
     def unknown() -> tuple[tf.Tensor, tf.Tensor]:
         return tf.constant(1), tf.constant(1)
 
-    height_px, width_px = tf.switch_case(kind, [jpeg, png, gif, bmp, unknown])
+    sizes = {"jpeg": jpeg, "png": png, "gif": gif, "bmp": bmp, "webp": lambda: _webp_size(image_bytes)}
+    height_px, width_px = tf.switch_case(kind, [*(sizes[name] for name in _KINDS), unknown])
     return height_px, width_px
+
+
+def _webp_size(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Height and width (int32 scalars) as the first chunk claims them; 0 for a chunk that there is none of.
+
+    The decoder refuses a still image that is not of the size that VP8X claims, so the claim bounds it.
+    Source: RFC 9649, 2.5 (lossy), 2.6 (lossless), 2.7 (VP8X) and 3.4; RFC 6386, 9.1.
+    """
+    chunk = _integer(image_bytes, 12, 4, big_endian=True)
+
+    def side(offset: int, size: int, shift: int = 0, bits: int = 24) -> tf.Tensor:
+        value = tf.bitwise.right_shift(_integer(image_bytes, offset, size, big_endian=False), shift)
+        return tf.bitwise.bitwise_and(value, 2**bits - 1)
+
+    by_chunk = {
+        b"VP8X": lambda: (side(27, 3) + 1, side(24, 3) + 1),
+        b"VP8L": lambda: (side(21, 4, 14, 14) + 1, side(21, 4, 0, 14) + 1),
+        b"VP8 ": lambda: (side(28, 2, 0, 14), side(26, 2, 0, 14)),
+    }
+    height_px, width_px = tf.case(
+        [(tf.equal(chunk, int.from_bytes(name)), size) for name, size in by_chunk.items()],
+        default=lambda: (tf.constant(0), tf.constant(0)),
+    )
+    return height_px, width_px
+
+
+def _decode_webp(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Pixels uint8 [h, w, 3]; of an animation, its first frame.
+
+    TensorFlow wants to be asked for the channels that the file has, or to choose them. Of an animation it
+    always writes four; if it may choose, and the file claims no alpha, it does so into room for three, past
+    its end. So of an animation it must be asked for four, and the file made to claim them.
+    """
+    flags = _integer(image_bytes, 20, 1, big_endian=False)
+    is_extended = tf.equal(tf.strings.substr(image_bytes, 12, 4), b"VP8X")
+    is_animation = is_extended & tf.not_equal(tf.bitwise.bitwise_and(flags, _WEBP_ANIMATION), 0)
+
+    def first_frame() -> tf.Tensor:
+        with_alpha = tf.gather(
+            [bytes([flags]) for flags in range(256)], tf.bitwise.bitwise_or(flags, _WEBP_ALPHA)
+        )
+        parts = [tf.strings.substr(image_bytes, 0, 20), with_alpha, tf.strings.substr(image_bytes, 21, -1)]
+        return tf.io.decode_image(tf.strings.join(parts), channels=4, expand_animations=False)
+
+    def still() -> tf.Tensor:
+        return tf.io.decode_image(image_bytes, channels=0, expand_animations=False)
+
+    return tf.cond(is_animation, first_frame, still)[..., :3]
 
 
 def _decode_jpeg_reduced(
@@ -230,7 +299,7 @@ def _resize(image: tf.Tensor, preprocess: Preprocess) -> tf.Tensor:
         kernel_type="triangle",
         antialias=True,
     )[0]
-    return tf.saturate_cast(tf.round(resized), tf.uint8)
+    return tf.cast(tf.round(resized), tf.uint8)  # weights are positive with the sum 1: nothing to clip
 
 
 def _exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -239,16 +308,18 @@ def _exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
     Source: Exif 2.3, 4.5.4 (APP1, at the file's start) and 4.6.2 (a TIFF header, then IFD0 with entries of
     12 bytes); the tag is 0x0112, a SHORT.
     """
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(image_bytes, 0, 65536), tf.uint8), tf.int32)
+    head = tf.io.decode_raw(tf.strings.substr(image_bytes, 0, 65536), tf.uint8)
     length = tf.size(head)
     marker = {0: 0xFF, 1: 0xE1, **dict(enumerate(b"Exif\0\0", start=4))}  # 2 and 3 hold the length
     windows = tf.maximum(length - max(marker), 0)
-    is_marker = tf.ones([windows], tf.bool)
+    # Candidates first: comparing all bytes with all of the marker costs as much as decoding a small JPEG.
+    candidates = tf.where(tf.equal(head[1 : windows + 1], marker[1]))[:, 0]
+    is_marker = tf.ones_like(candidates, tf.bool)
     for index, byte in marker.items():
-        is_marker &= tf.equal(head[index : windows + index], byte)
+        is_marker &= tf.equal(tf.gather(head, candidates + index), byte)
 
     def parse() -> tf.Tensor:
-        tiff = head[tf.cast(tf.where(is_marker)[0, 0], tf.int32) + 10 :]
+        tiff = tf.cast(head[tf.cast(tf.boolean_mask(candidates, is_marker)[0], tf.int32) + 10 :], tf.int32)
         padded = tf.concat([tiff[:65536], tf.zeros([14], tf.int32)], axis=0)
         last = tf.size(padded) - 1
         big_endian = tf.equal(padded[0], ord("M"))

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from graftserve.training.preprocess import Preprocess, decode_image, explain_failure, image_format
+from graftserve.training.images import HEAD_BYTES, image_format
+from graftserve.training.preprocess import Preprocess, decode_image, explain_failure
 
 CROP = Preprocess(224)
 SQUASH = Preprocess(224, "squash")
@@ -35,7 +36,7 @@ def difference(encoded: bytes, preprocess: Preprocess) -> np.ndarray:
 
 
 @pytest.mark.parametrize("preprocess", [CROP, SQUASH, Preprocess(299), Preprocess(64, "crop", 1.0)])
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "GIF"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "GIF", "WEBP"])
 @pytest.mark.parametrize("photo", ["chelsea", "coffee", "rocket"])
 def test_agrees_with_pillow(photos, encode, photo: str, image_format: str, preprocess: Preprocess) -> None:
     encoded = encode(photos[photo], image_format)
@@ -99,6 +100,8 @@ def test_damaged_exif_is_no_orientation(photos, encode, exif: bytes) -> None:
         ("RGBA", "PNG"),
         ("P", "PNG"),
         ("1", "PNG"),
+        ("L", "WEBP"),
+        ("LA", "WEBP"),
     ],
 )
 def test_every_colour_mode_decodes(photos, encode, mode: str, image_format: str) -> None:
@@ -131,6 +134,66 @@ def test_a_gif_gives_its_first_frame(encode) -> None:
     np.testing.assert_array_equal(decode(animated, CROP)[0, 0], (255, 0, 0))
 
 
+def with_alpha(pixels: np.ndarray) -> Image.Image:
+    """Opaque on the left, half transparent in the middle, invisible on the right."""
+    image = Image.fromarray(pixels).convert("RGBA")
+    alpha = np.repeat([255, 100, 0], [150, 150, image.width - 300]).astype(np.uint8)
+    image.putalpha(Image.fromarray(np.tile(alpha, (image.height, 1))))
+    return image
+
+
+@pytest.mark.parametrize("preprocess", [CROP, SQUASH])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lossless": True}, {"lossless": True, "exact": True}, {"quality": 60, "alpha_quality": 50}],
+)
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("animated", [False, True])
+def test_every_kind_of_webp_agrees_with_pillow(
+    photos, encode, preprocess: Preprocess, options: dict, alpha: bool, animated: bool
+) -> None:
+    image = with_alpha(photos["chelsea"]) if alpha else Image.fromarray(photos["chelsea"])
+    more = {"save_all": True, "append_images": [image.rotate(180)]} if animated else {}
+    encoded = encode(image, "WEBP", **options, **more)
+    assert getattr(Image.open(io.BytesIO(encoded)), "n_frames", 1) == 1 + animated
+    assert difference(encoded, preprocess).max() <= 2
+
+
+def test_webp_decodes_in_a_graph(photos, encode) -> None:
+    graph = tf.function(lambda image: decode_image(image, CROP), [tf.TensorSpec([], tf.string)])
+    for image in (photos["chelsea"], with_alpha(photos["chelsea"])):
+        for more in ({}, {"save_all": True, "append_images": [Image.new("RGBA", (451, 300))]}):
+            encoded = encode(image, "WEBP", **more)
+            np.testing.assert_array_equal(graph(tf.constant(encoded)), decode(encoded, CROP))
+
+
+def test_the_orientation_of_a_webp_is_not_applied(photos, encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encode(photos["chelsea"], "WEBP", exif=exif)
+    assert turned[12:16] == b"VP8X"
+    np.testing.assert_array_equal(decode(turned, CROP), decode(encode(photos["chelsea"], "WEBP"), CROP))
+
+
+def webp(chunk: bytes, content: bytes) -> bytes:
+    body = b"WEBP" + chunk + len(content).to_bytes(4, "little") + content
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def claimed_webp(width: int, height: int, flags: int = 0) -> bytes:
+    sides = [(side - 1).to_bytes(3, "little") for side in (width, height)]
+    return webp(b"VP8X", bytes([flags, 0, 0, 0]) + b"".join(sides))
+
+
+def test_a_webp_larger_than_it_claims_is_refused(photos, encode) -> None:
+    still = encode(photos["chelsea"], "WEBP")
+    body = claimed_webp(10, 10)[12:] + still[12:]
+    encoded = b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body
+    assert "WebP" in str(explain_failure(encoded, CROP))
+    fitting = encoded.replace(claimed_webp(10, 10)[12:], claimed_webp(451, 300)[12:])
+    np.testing.assert_array_equal(decode(fitting, CROP), decode(still, CROP))
+
+
 def claimed_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\0\0\0"
 
@@ -153,6 +216,23 @@ def test_what_is_no_image_is_refused_with_a_reason(photos, encode) -> None:
         (claimed_jpeg(jpeg, 65500, 65500), "Image too large"),
         (b"GIF89a" + b"\xff\xff\xff\xff", "Image too large"),
         (b"BM", "its header gives no size"),
+        (encode(photos["chelsea"], "WEBP")[:5000], "WebP"),
+        (encode(photos["chelsea"], "WEBP", lossless=True)[:5000], "WebP"),
+        (
+            encode(photos["chelsea"], "WEBP", save_all=True, append_images=[Image.new("RGB", (451, 300))])[
+                :5000
+            ],
+            "WebP",
+        ),
+        (b"RIFF\0\0\0\0WEBP", "its header gives no size"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "Unknown image format"),
+        (webp(b"ABCD", bytes(20)), "its header gives no size"),
+        (claimed_webp(2**24, 2**24), "Image too large"),
+        (claimed_webp(10_001, 10_000), "Image too large"),
+        (claimed_webp(10_001, 10_000, flags=0x02), "Image too large"),
+        (claimed_webp(10_000, 10_000), "WebP"),
+        (webp(b"VP8L", b"\x2f\xff\xff\xff\xff"), "Image too large"),
+        (webp(b"VP8 ", b"\0\0\0\x9d\x01\x2a\xff\x3f\xff\x3f"), "Image too large"),
     ]:
         failure = explain_failure(content, CROP)
         assert failure is not None
@@ -162,9 +242,10 @@ def test_what_is_no_image_is_refused_with_a_reason(photos, encode) -> None:
 
 
 def test_format_is_told_by_content(photos, encode) -> None:
-    for name in ("JPEG", "PNG", "GIF", "BMP"):
-        assert image_format(encode(photos["chelsea"], name)[:4]) == name.lower()
+    for name in ("JPEG", "PNG", "GIF", "BMP", "WEBP"):
+        assert image_format(encode(photos["chelsea"], name)[:HEAD_BYTES]) == name.lower()
     assert image_format(b"RIFF") is None
+    assert image_format(b"RIFF\0\0\0\0WAVE") is None
     assert image_format(b"") is None
 
 
