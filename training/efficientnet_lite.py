@@ -1,4 +1,4 @@
-"""EfficientNet-Lite in Keras, and its weights from a PyTorch state dict.
+"""EfficientNet-Lite in Keras, and what published weights call its layers.
 
 Sources: Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", table 1,
 for the stages and the scaling rule; tensorflow/tpu, models/official/efficientnet/lite, for what Lite changes:
@@ -8,16 +8,12 @@ unscaled. Input normalisation there: (x - 127) / 128.
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy.typing as npt
 from keras import layers
 
-from .errors import WeightsError
-
-__all__ = ["build_efficientnet_lite", "convert_state_dict"]
+__all__ = ["build_efficientnet_lite", "published_layer_name"]
 
 _BN_EPSILON = 1e-3
 _STEM_FILTERS = 32
@@ -47,7 +43,8 @@ def build_efficientnet_lite(
 ) -> keras.Model:
     """The network from normalised pixels float32 [N, side_px, side_px, 3] to features [N, 1280].
 
-    width, depth: the scaling factors; Lite0 is (1.0, 1.0) at 224 px.
+    width, depth: the scaling factors. Lite0 is (1.0, 1.0) at 224 px, Lite1 (1.0, 1.1) at 240 px, Lite2
+        (1.1, 1.2) at 260 px.
     classes: with a number, the original classification layer follows, giving logits [N, classes].
     """
 
@@ -95,6 +92,11 @@ _TOP_LAYERS = {
     "_conv_head": "head_conv",
     "_bn1": "head_bn",
     "_fc": "logits",
+    "stem/conv2d": "stem_conv",
+    "stem/tpu_batch_normalization": "stem_bn",
+    "head/conv2d": "head_conv",
+    "head/tpu_batch_normalization": "head_bn",
+    "head/dense": "logits",
 }
 _BLOCK_LAYERS = {
     "_expand_conv": "expand_conv",
@@ -103,47 +105,29 @@ _BLOCK_LAYERS = {
     "_bn1": "depthwise_bn",
     "_project_conv": "project_conv",
     "_bn2": "project_bn",
+    "conv2d": "expand_conv",
+    "tpu_batch_normalization": "expand_bn",
+    "depthwise_conv2d": "depthwise_conv",
+    "tpu_batch_normalization_1": "depthwise_bn",
+    "conv2d_1": "project_conv",
+    "tpu_batch_normalization_2": "project_bn",
 }
-_VARIABLES = {
-    "weight": ("kernel", "gamma"),
-    "bias": ("bias", "beta"),
-    "running_mean": ("moving_mean",),
-    "running_var": ("moving_variance",),
+_FIRST_BLOCK_LAYERS = _BLOCK_LAYERS | {  # it expands nothing, and TensorFlow counts what there is
+    "conv2d": "project_conv",
+    "tpu_batch_normalization": "depthwise_bn",
+    "tpu_batch_normalization_1": "project_bn",
 }
 
 
-def convert_state_dict(state: Mapping[str, npt.NDArray[Any]], model: keras.Model) -> None:
-    """Set every weight of `model` from a state dict of the EfficientNet-Lite port for PyTorch.
+def published_layer_name(name: str) -> str:
+    """This network's name of a layer, from the one in published weights; any other name as it is.
 
-    Tensors for layers the model leaves out (the original classification layer) are passed over.
-    Raises WeightsError if one of the model's weights has no tensor, or one of another shape.
+    Those are the checkpoints of tensorflow/tpu ("efficientnet-lite1/blocks_3/conv2d") and the state dicts of
+    the port for PyTorch ("_blocks.3._expand_conv").
     """
-    targets = {
-        f"{layer.name}/{weight.name}": (layer, weight) for layer in model.layers for weight in layer.weights
-    }
-    for name, tensor in state.items():
-        owner, _, kind = name.rpartition(".")
-        in_block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", owner)
-        if in_block:
-            layer_name = f"block{in_block[1]}_{_BLOCK_LAYERS.get(in_block[2], in_block[2])}"
-        else:
-            layer_name = _TOP_LAYERS.get(owner, owner)
-        for variable in _VARIABLES.get(kind, ()):
-            target = targets.pop(f"{layer_name}/{variable}", None)
-            if target is None:
-                continue
-            layer, weight = target
-            if tensor.ndim == 4:  # PyTorch: [out, in, h, w]; Keras: [h, w, in, out], depthwise [h, w, in, 1]
-                depthwise = isinstance(layer, layers.DepthwiseConv2D)
-                tensor = tensor.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
-            elif tensor.ndim == 2:
-                tensor = tensor.T
-            if tensor.shape != tuple(weight.shape):
-                raise WeightsError(
-                    f"{name} has the shape {tensor.shape} where {layer_name} needs {tuple(weight.shape)}: "
-                    "the weights are of another network"
-                )
-            weight.assign(tensor)
-    if targets:
-        some = ", ".join(sorted(targets)[:3])
-        raise WeightsError(f"no tensor for {len(targets)} weights ({some}, ...): of another network")
+    name = re.sub(r"^efficientnet-lite\d/", "", name)
+    in_block = re.fullmatch(r"_?blocks[._](\d+)[./](\w+)", name)
+    if not in_block:
+        return _TOP_LAYERS.get(name, name)
+    layers_of_block = _FIRST_BLOCK_LAYERS if in_block[1] == "0" else _BLOCK_LAYERS
+    return f"block{in_block[1]}_{layers_of_block.get(in_block[2], in_block[2])}"

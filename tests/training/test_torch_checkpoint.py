@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from graftserve.training import WeightsError
+from graftserve.training.backbones import load_backbone, network_of
 from graftserve.training.torch_checkpoint import read_state_dict
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -123,6 +124,54 @@ def test_a_refused_pickle_runs_nothing(write, tmp_path: Path) -> None:
 def test_refuses_tensors_that_lie(write, tensor: Tensor, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         read_state_dict(write(checkpoint(OrderedDict(x=tensor), {"a": np.zeros(4, "<f4")})))
+
+
+@pytest.mark.parametrize("size", ["efficientnet-lite1", "efficientnet-lite2"])
+def test_a_state_dict_of_the_port_loads_into_the_larger_sizes(write, size: str) -> None:
+    """In PyTorch's layout [out, in, h, w], with the port's names, its counters and its last layer."""
+    network = network_of(load_backbone(size, "none"))
+    names = {
+        "gamma": "weight",
+        "beta": "bias",
+        "moving_mean": "running_mean",
+        "moving_variance": "running_var",
+    }
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    storages: dict[str, np.ndarray] = {}
+
+    def put(name: str, values: np.ndarray) -> None:
+        values = np.ascontiguousarray(values, "<f4")
+        strides = [stride // values.itemsize for stride in values.strides]
+        state[name] = Tensor(name, "FloatStorage", values.size, 0, values.shape, tuple(strides))
+        storages[name] = values
+
+    expected: dict[str, np.ndarray] = {}
+    values = np.random.default_rng(0)
+    for layer in network.layers:
+        for weight in layer.weights:
+            array = values.uniform(size=weight.shape).astype(np.float32)
+            expected[weight.path] = array
+            if weight.name == "kernel":
+                order = (2, 3, 0, 1) if "depthwise" in layer.name else (3, 2, 0, 1)
+                put(f"{port_name(layer.name)}.weight", array.transpose(order))
+            else:
+                put(f"{port_name(layer.name)}.{names[weight.name]}", array)
+        if layer.name.endswith("_bn"):
+            put(f"{port_name(layer.name)}.num_batches_tracked", np.ones(1))
+    put("_fc.weight", np.zeros((10, 1280)))
+    loaded = network_of(load_backbone(size, str(write(checkpoint(state, storages)))))
+    for weight in loaded.weights:
+        np.testing.assert_array_equal(weight.numpy(), expected[weight.path], err_msg=weight.path)
+
+
+def port_name(layer: str) -> str:
+    """What the port for PyTorch calls a layer of ours."""
+    outside = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "head_conv": "_conv_head", "head_bn": "_bn1"}
+    if layer in outside:
+        return outside[layer]
+    block, _, name = layer.removeprefix("block").partition("_")
+    norms = {"expand_bn": "_bn0", "depthwise_bn": "_bn1", "project_bn": "_bn2"}
+    return f"_blocks.{block}.{norms.get(name, f'_{name}')}"
 
 
 def test_every_truncation_is_an_error(write) -> None:
