@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,8 @@ from graftserve.training.progress import Report
 __all__ = [
     "CommandError",
     "ProgressPrinter",
-    "cache_dir",
+    "cache_dir_option",
+    "features_dir",
     "import_tensorflow",
     "print_result",
     "require_extra",
@@ -42,10 +43,21 @@ def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(f"{name:<{width}}  {value}")
 
 
-def cache_dir() -> Path:
-    """Where features are kept: $XDG_CACHE_HOME/graftserve, or ~/.cache/graftserve."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "graftserve"
+def cache_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option --cache-dir, which arrives as `cache`."""
+    return click.option(
+        "--cache-dir",
+        "cache",
+        type=click.Path(path_type=Path),
+        envvar="GRAFTSERVE_CACHE_DIR",
+        help="Where features are kept between runs.  [default: ~/.cache/graftserve]",
+    )(command)
+
+
+def features_dir(cache: Path | None) -> Path:
+    """Where features are kept: below what --cache-dir gave, or $XDG_CACHE_HOME, or ~/.cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (cache or home / "graftserve") / "features"
 
 
 def require_extra(module: str, extra: str) -> None:
