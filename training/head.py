@@ -7,18 +7,20 @@ are computed once this takes seconds, has no learning rate to tune, and gives th
 import warnings
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
+from .evaluate import log_loss
 from .progress import Listener, Progress, silent
 
-__all__ = ["LinearHead", "attach_head", "fit_linear_head", "log_loss"]
+__all__ = ["LinearHead", "fit_linear_head"]
 
 _DEFAULT_STRENGTH = 1.0
-# Inverse penalty from strong to weak, each fit starting at the one before.
+# Inverse penalty from strong to weak, each fit starting at the one before; the search ends where validation
+# gets worse, which spares the weak ones, the slowest.
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 _MAX_ITERATIONS = 300
+_SAMPLE_ROWS = 10_000  # as many as it takes to choose a strength; the fit itself is then on all
 
 
 @dataclass(frozen=True)
@@ -53,45 +55,48 @@ def fit_linear_head(
     """
     from sklearn.linear_model import LogisticRegression
 
+    present = np.unique(labels)
+    if len(present) != class_count:
+        raise ValueError(f"labels: expected examples of all {class_count} classes, got {len(present)}")
     # One scale for all: scaling each feature alone would blow up those that are almost always zero.
     mean, scale = features.mean(axis=0), max(float(features.std()), 1e-12)
     scaled = (features - mean) / scale
-    strengths = _STRENGTHS if len(validation_labels) else (_DEFAULT_STRENGTH,)
-    progress = Progress("fitting the head", len(strengths), listener)
     regression = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)
-    best: LinearHead | None = None
-    best_loss = np.inf
-    for strength in strengths:
+
+    def fit(rows: npt.NDArray[np.int64] | slice, strength: float) -> LinearHead:
         regression.set_params(C=strength)
         with warnings.catch_warnings():
             # At the iteration limit, which a weak penalty may reach, the candidate is judged as it is.
             warnings.simplefilter("ignore")
-            regression.fit(scaled, labels)
-        head = _unscaled(regression.coef_, regression.intercept_, mean, scale, strength)
+            regression.fit(scaled[rows], labels[rows])
+        return _unscaled(regression.coef_, regression.intercept_, mean, scale, strength)
+
+    sample = _sample(labels)
+    on_all = len(sample) == len(labels)
+    strengths = _STRENGTHS if len(validation_labels) else (_DEFAULT_STRENGTH,)
+    progress = Progress("fitting the head", len(strengths) + (not on_all), listener)
+    best, best_loss = fit(sample, strengths[0]), np.inf
+    for done, strength in enumerate(strengths):
+        head = best if done == 0 else fit(sample, strength)
         loss = log_loss(head.probabilities(validation_features), validation_labels)
-        if best is None or loss < best_loss:
-            best, best_loss = head, loss
         progress.advance()
-    if best is None or best.kernel.shape[1] != class_count:
-        raise ValueError(f"labels: expected examples of all {class_count} classes")
+        if loss >= best_loss:
+            progress.advance(len(strengths) - done - 1)
+            break
+        best, best_loss = head, loss
+    if not on_all:
+        best = fit(slice(None), best.strength)
+        progress.advance()
     return best
 
 
-def log_loss(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    """Mean negative log-probability (nats) of the true label; 0 for no examples."""
-    if not len(labels):
-        return 0.0
-    true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(true, 1e-12)).mean())
-
-
-def attach_head(backbone: keras.Model, head: LinearHead) -> keras.Model:
-    """Pixels uint8 [N, side, side, 3] to {"features": [N, D], "probabilities": [N, C]}, both float32."""
-    dense = keras.layers.Dense(head.kernel.shape[1], activation="softmax", name="probabilities")
-    probabilities = dense(backbone.output)
-    dense.set_weights([head.kernel, head.bias])
-    outputs = {"features": backbone.output, "probabilities": probabilities}
-    return keras.Model(backbone.input, outputs, name=backbone.name)
+def _sample(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows to choose the strength on: all of them, or of many a random part, some of every class."""
+    if len(labels) <= _SAMPLE_ROWS:
+        return np.arange(len(labels))
+    order = np.random.default_rng(0).permutation(len(labels))
+    _, first_of_each = np.unique(labels[order], return_index=True)
+    return np.unique(np.concatenate([order[:_SAMPLE_ROWS], order[first_of_each]]))
 
 
 def _unscaled(
