@@ -3,11 +3,21 @@
 TrainingError
 ├── DataError        mend the data folder
 ├── WeightsError     name another weights file, or fetch the one the message names
+├── RecipeError      mend the recipe, or the flag that changed it
+├── FitError         what was learnt is no use: the message says which setting to change
 ├── RunError         choose another run directory, --resume or --overwrite
 └── ImageError       the bytes are no image this pipeline can read
 """
 
-__all__ = ["DataError", "ImageError", "RunError", "TrainingError", "WeightsError"]
+__all__ = [
+    "DataError",
+    "FitError",
+    "ImageError",
+    "RecipeError",
+    "RunError",
+    "TrainingError",
+    "WeightsError",
+]
 
 
 class TrainingError(Exception):
@@ -20,6 +30,14 @@ class DataError(TrainingError):
 
 class WeightsError(TrainingError):
     """A backbone's weights are missing, unreadable or of another network."""
+
+
+class RecipeError(TrainingError, ValueError):
+    """A recipe has a setting that there is none of, or a value out of its range."""
+
+
+class FitError(TrainingError):
+    """Fitting could not go on: the loss is no number, nothing can learn, or the memory is too small."""
 
 
 class RunError(TrainingError):
