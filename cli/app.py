@@ -23,6 +23,10 @@ _FAILED, _INTERRUPTED = 1, 128 + signal.SIGINT
 # it is imported when the command is called, so that help needs nothing but click.
 _COMMANDS = {
     "train": "Fine-tune a backbone on a folder of class folders.",
+    "evaluate": "Judge a run on images it has not seen.",
+    "features": "Write what a backbone says of each image to a table.",
+    "dataset": "Look into a dataset, or pack it into TFRecord shards.",
+    "cache": "Show or prune the features kept between runs.",
     "export": "Publish a run as a version that a server can load.",
     "serve": "Serve a model's versions over gRPC and REST.",
     "classify": "Classify images on a running server.",

@@ -65,7 +65,7 @@ def command(work_dir: Path, as_json: bool) -> None:
         listener=ProgressPrinter(),
     )
     accuracy = run.metrics["evaluation"]["test"]["accuracy"]
-    _say(f"2/5 training: test accuracy {accuracy:.4f} in {run.metrics['total_seconds']:.1f} s")
+    _say(f"2/5 training: test accuracy {accuracy:.4f} in {run.metrics['seconds']['total']:.1f} s")
 
     first = export_run(run_dir, model_base_path)
     _say(f"3/5 export: {first.path} in {first.seconds:.1f} s")
@@ -90,8 +90,8 @@ def command(work_dir: Path, as_json: bool) -> None:
         "test_accuracy": round(accuracy, 4),
         "served_accuracy": round(served.accuracy, 4),
         "features_computed": features["computed"],
-        "features_images_per_s": round(images / features["seconds"], 1),
-        "head_s": run.metrics["head_seconds"],
+        "features_images_per_s": round(images / run.metrics["seconds"]["features"], 1),
+        "head_s": run.metrics["seconds"]["fitting"],
         "export_s": round(first.seconds, 1),
         "served_images_per_s": round(served.images_per_s, 1),
         "rollout_requests": load.answered + load.failed,

@@ -1,11 +1,15 @@
 """The run directory: all that a run was asked, saw, learnt and measured.
 
-recipe.json    what was asked; written first
-labels.txt     one label a line, in the order of the outputs
-split.csv      which image went where; skipped.csv which did not, and why
-model.keras    backbone and head: pixels in, features and probabilities out
-goldens/       a few held-out images, and what the model says of them (goldens.json)
-report.md      for people; metrics.json for machines, written last: a run that has it is finished
+recipe.json      what was asked, complete; written first
+weights.txt      what was loaded into which layer of the backbone
+labels.txt       one label a line, in the order of the outputs
+split.csv        which image went where; skipped.csv: which did not, and why; duplicates.csv: the same twice
+checkpoint.npz   where fine-tuning stands; gone when it is done
+model.keras      backbone and head: pixels in, features and probabilities out
+goldens/         a few held-out images, and what the model says of them (goldens.json)
+predictions.csv  what it says of every image held out
+report.html      for people, report.md in short
+metrics.json     for machines, written last: a run that has it is finished
 """
 
 import json
@@ -17,7 +21,7 @@ from typing import Any
 import keras
 
 from .backbones import Normalization
-from .errors import RunError
+from .errors import RecipeError, RunError
 from .evaluate import Evaluation
 from .files import write_json
 from .preprocess import Preprocess
@@ -25,7 +29,7 @@ from .recipe import Recipe
 
 __all__ = ["Golden", "RunDirectory"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ class RunDirectory:
     @cached_property
     def recipe(self) -> Recipe:
         """What was asked."""
-        return Recipe.from_dict(self._document("recipe.json")["recipe"])
+        try:
+            return Recipe.from_dict(self._document("recipe.json")["recipe"])
+        except (RecipeError, KeyError) as error:
+            raise self._damaged("recipe.json", error) from error
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -95,6 +102,11 @@ class RunDirectory:
             return Preprocess.from_dict(self.metrics["preprocess"])
         except (KeyError, ValueError) as error:
             raise self._damaged("metrics.json", error) from error
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are to be divided by for honest probabilities; 1 leaves them alone."""
+        return float(self.metrics["temperature"])
 
     def evaluation(self, split: str) -> Evaluation | None:
         """How the model did on "validation" or "test"; None if that split was empty."""

@@ -45,8 +45,15 @@ def test_every_command_explains_itself(graftserve, command: str) -> None:
 def test_backbones_are_listed(graftserve) -> None:
     status, out, _ = graftserve("train", "--list-backbones")
     assert status == 0
-    assert out.splitlines()[0].split() == ["efficientnet-lite0", "224", "px", "1280", "features"]
-    assert len(out.splitlines()) == 21
+    assert out.splitlines()[0].split()[:5] == ["efficientnet-lite0", "224", "px", "1280", "features"]
+    assert len(out.splitlines()) == 23
+
+
+def test_recipes_are_listed(graftserve) -> None:
+    status, out, _ = graftserve("train", "--list-recipes")
+    assert status == 0
+    assert out.startswith("probe            Regularised linear head on cached features")
+    assert len(out.splitlines()) == 7
 
 
 def test_version(graftserve) -> None:
@@ -66,10 +73,16 @@ def test_the_changelog_begins_with_the_version() -> None:
     [
         ([], ""),
         (["bogus"], "No such command 'bogus'"),
-        (["train"], "Missing argument 'DATA_DIR'"),
+        (["train"], "Missing argument 'DATA'"),
         (["train", "x"], "Missing option '-o' / '--output'"),
         (["train", "x", "-o", "y", "--resume", "--overwrite"], "exclude each other"),
-        (["train", "x", "-o", "y", "--test-percent", "60", "--validation-percent", "50"], "less than 100"),
+        (
+            ["train", "x", "-o", "y", "--test-percent", "60", "--validation-percent", "50"],
+            "together below 100",
+        ),
+        (["train", "x", "-o", "y", "--recipe", "prob"], "did you mean probe?"),
+        (["train", "x", "-o", "y", "--set", "sed=1"], "sed: there is no such setting; did you mean seed?"),
+        (["train", "x", "-o", "y", "--epochs", "3"], "the recipe has no stages"),
         (["train", "x", "-o", "y", "--backbone", "nope"], "no 'nope'. Known: efficientnet-lite0, "),
         (["export", "x"], "Missing option '--model-base-path'"),
         (["export", "x", "--model-base-path", "y", "--version", "0"], "0 is not in the range"),
@@ -96,10 +109,13 @@ def test_wrong_usage_is_status_2(graftserve, args: list[str], message: str) -> N
         (["train", "{tmp}/two", "-o", "{tmp}/one"], "exists and is no run directory"),
         (
             ["train", "{tmp}/two", "-o", "{tmp}/run", "--strict"],
-            "1 file is no readable image (--strict): b/x.txt",
+            "1 file cannot be used (--strict): b/x.txt",
         ),
         (["train", "{tmp}/two", "-o", "{tmp}/run", "--weights", "{tmp}/w.h5"], "w.h5: no such weights file"),
-        (["train", "{tmp}/two", "-o", "{tmp}/run", "--weights", "{tmp}/bad.h5"], "does not hold the weights"),
+        (
+            ["train", "{tmp}/two", "-o", "{tmp}/run", "--weights", "{tmp}/bad.h5"],
+            "bad.h5: neither an HDF5 file",
+        ),
         (["export", "{tmp}/one", "--model-base-path", "{tmp}/m"], "not a run directory"),
         (["status", "--model", "x", "--target", "localhost:1", "--timeout-s", "0.5"], "localhost:1"),
         (

@@ -19,8 +19,17 @@ def test_the_run_directory_holds_everything(trained: RunDirectory, digits_dir: P
     assert run.recipe == Recipe(str(digits_dir))
     names = {path.name for path in run.path.iterdir()}
     assert names == {
-        *("recipe.json", "labels.txt", "split.csv", "skipped.csv", "model.keras", "goldens"),
-        *("metrics.json", "report.md"),
+        *(
+            "recipe.json",
+            "labels.txt",
+            "split.csv",
+            "skipped.csv",
+            "duplicates.csv",
+            "weights.txt",
+            "model.keras",
+            "goldens",
+        ),
+        *("predictions.csv", "metrics.json", "report.md", "report.html"),
     }
     with (run.path / "split.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -113,7 +122,7 @@ def test_bad_files_are_skipped_and_listed(
     assert run.metrics["skipped"] == 2
     with (output / "skipped.csv").open(newline="") as file:
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    assert rows["1/notes.txt"] == "not a JPEG, PNG, GIF or BMP image"
+    assert rows["1/notes.txt"] == "not a JPEG, PNG, GIF, BMP or WebP image"
     assert "JPEG" in rows["0/truncated.jpg"]
     assert "1/notes.txt: not a JPEG" in caplog.text
     assert "0/truncated.jpg: " in caplog.text
@@ -124,7 +133,7 @@ def test_strict_stops_at_a_bad_file(
     small_dir: Path, feature_cache: Path, trained, tmp_path, bad: bytes
 ) -> None:
     (small_dir / "0" / "bad.jpg").write_bytes(bad)
-    with pytest.raises(DataError, match=r"1 file is no readable image \(--strict\): 0/bad\.jpg: "):
+    with pytest.raises(DataError, match=r"1 file cannot be used \(--strict\): 0/bad\.jpg: "):
         train(Recipe(str(small_dir)), tmp_path / "run", cache_dir=feature_cache, strict=True)
 
 
@@ -166,8 +175,8 @@ def test_damaged_run_files_are_named(trained: RunDirectory, tmp_path: Path) -> N
 def test_another_format_is_refused(trained: RunDirectory, tmp_path: Path) -> None:
     values = json.loads((trained.path / "recipe.json").read_text())
     (tmp_path / "recipe.json").write_text(json.dumps(values | {"format": 7}))
-    with pytest.raises(RunError, match="format 1 expected, got 7"):
+    with pytest.raises(RunError, match="format 2 expected, got 7"):
         _ = RunDirectory(tmp_path).recipe
     (tmp_path / "recipe.json").write_text(json.dumps(values | {"recipe": {"data_dir": "x", "colour": 1}}))
-    with pytest.raises(RunError, match="unknown settings colour"):
+    with pytest.raises(RunError, match="colour: there is no such setting"):
         _ = RunDirectory(tmp_path).recipe
