@@ -307,6 +307,7 @@ class _Loop:
         weights = _class_weights(recipe, self._data.train_labels, classes)
         train_statistics = recipe.batch_norm == "train"
 
+        @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def train_once(inputs: Any, labels: Any, draws: Any, seed: Any) -> tf.Tensor:
             inputs = look_up(inputs)
             targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes

@@ -10,20 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graftserve.cli.app import _run
 from graftserve.training.cache import RowStore
-
-
-@pytest.fixture
-def graftserve(capfd):
-    """graftserve(*args) -> (exit status, stdout, stderr), in this process."""
-
-    def graftserve(*args: str | Path) -> tuple[int, str, str]:
-        status = _run([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return graftserve
 
 
 @pytest.fixture

@@ -8,19 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from graftserve.cli.app import _COMMANDS, _run
-
-
-@pytest.fixture
-def graftserve(capfd):
-    """graftserve(*args) -> (exit status, stdout, stderr), in this process."""
-
-    def graftserve(*args: str | Path) -> tuple[int, str, str]:
-        status = _run([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return graftserve
+from graftserve.cli.app import _COMMANDS
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:

@@ -6,22 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from graftserve.cli.app import _run
 from graftserve.training.dataset import open_dataset
 
 Graftserve = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def graftserve(capfd: pytest.CaptureFixture[str]) -> Graftserve:
-    """graftserve(*args) -> (exit status, stdout, stderr), in this process."""
-
-    def graftserve(*args: str | Path) -> tuple[int, str, str]:
-        status = _run([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return graftserve
 
 
 @pytest.fixture

@@ -7,20 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graftserve.cli.app import _run
-
-
-@pytest.fixture
-def graftserve(capfd):
-    """graftserve(*args) -> (exit status, stdout, stderr), in this process."""
-
-    def graftserve(*args: str | Path) -> tuple[int, str, str]:
-        status = _run([str(arg) for arg in args])
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return graftserve
-
 
 @pytest.fixture(scope="module")
 def few(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
