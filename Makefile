@@ -29,7 +29,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/embedded_throughput.py --output benchmarks/results
+	for benchmark in feature_extraction classic_bottleneck embedded_throughput; do \
+	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
 
 wire: $(VENV)/dependencies
 	PYTHON=$(BIN)/python scripts/generate-wire
