@@ -176,10 +176,12 @@ def _probe_below(job: Job, layer: str) -> Fitted:
 def _fine_tuning(recipe: Recipe, situation: str) -> Recipe:
     """The recipe with the stages that suit the situation, unless it has stages of its own."""
     if recipe.stages:
-        return replace(recipe, method="fine-tune")
+        return replace(recipe, method="fine-tune", situation="measure")
     suits = load_recipe(_FINE_TUNING[situation], recipe.data_dir)
     names = "stages", "head", "augmentation", "label_smoothing", "clip_norm"
-    return replace(recipe, method="fine-tune", **{name: getattr(suits, name) for name in names})
+    return replace(
+        recipe, method="fine-tune", situation="measure", **{name: getattr(suits, name) for name in names}
+    )
 
 
 def _rank(job: Job, fitted: Fitted) -> tuple[float, float] | None:

@@ -33,6 +33,11 @@ Schedule = Literal["constant", "exponential", "polynomial", "cosine"]
 Fill = Literal["nearest", "reflect", "constant"]
 Situation = Literal["measure", "small-similar", "small-different", "large-similar", "large-different"]
 
+_ONLY_FINE_TUNING = (
+    *("batch_size", "label_smoothing", "class_weights", "clip_norm", "ema_decay", "batch_norm"),
+    *("mixed_precision", "head", "augmentation", "pseudo_labels", "stages"),
+)
+
 
 @dataclass(frozen=True)
 class Head:
@@ -223,6 +228,20 @@ class Recipe:
         _check(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
         if self.method == "fine-tune" and not self.stages:
             raise RecipeError('stages: expected at least one for the method "fine-tune", got none')
+        if self.method == "probe":
+            self._check_unused(
+                _ONLY_FINE_TUNING, "the probe does not use it; choose a recipe that fine-tunes"
+            )
+        if self.method != "auto":
+            self._check_unused(("situation",), "only the recipe auto uses it")
+
+    def _check_unused(self, names: Sequence[str], reason: str) -> None:
+        """What would be passed over in silence is an error."""
+        for field_ in fields(self):
+            factory = field_.default_factory
+            default = field_.default if factory is dataclasses.MISSING else factory()
+            if field_.name in names and getattr(self, field_.name) != default:
+                raise RecipeError(f"{field_.name}: {reason}")
 
     def augmentation_of(self, stage: Stage) -> Augmentation:
         """The augmentation that a stage uses."""

@@ -111,6 +111,21 @@ def test_stages_cannot_be_set_where_there_are_none() -> None:
         load_recipe("probe", "x", flags={"stages.epochs": 3.0})
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["augmentation.mixup=0.2", "pseudo_labels.unlabeled_dir=more", "head.dropout=0.5", "batch_size=8"],
+)
+def test_what_the_probe_would_pass_over_is_an_error(setting: str) -> None:
+    with pytest.raises(RecipeError, match="the probe does not use it; choose a recipe that fine-tunes"):
+        load_recipe("probe", "x", [setting])
+
+
+def test_a_situation_is_for_auto() -> None:
+    assert load_recipe("auto", "x", ["situation=small-similar"]).situation == "small-similar"
+    with pytest.raises(RecipeError, match="situation: only the recipe auto uses it"):
+        load_recipe("two-stage", "x", ["situation=small-similar"])
+
+
 def test_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"recipe 'two_stage': there is none.*did you mean two-stage\?"):
         load_recipe("two_stage", "x")
