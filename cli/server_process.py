@@ -30,6 +30,7 @@ class ServerProcess:
         self._ready: str | None = None
         self._settled = threading.Event()  # it is ready, or it has ended
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
