@@ -55,6 +55,7 @@ def fine_tune(job: Job) -> Fitted:
             inside = saved is not None and saved[0]["stage"] == index
             if saved and inside and "state" in saved[0]:
                 stage = Stage(**saved[0]["settings"] | {"scopes": tuple(saved[0]["settings"]["scopes"])})
+                restore(learner.variables, saved[1]["learner"])  # what features are computed with, too
             elif saved and inside:
                 restore(head.variables, saved[1]["head"])
                 restore(backbone.variables if saved[1]["backbone"] else [], saved[1]["backbone"])

@@ -20,8 +20,9 @@ class LossScale:
     """
 
     def __init__(self) -> None:
-        self._scale = keras.Variable(_INITIAL, trainable=False, name="loss_scale")
-        self._good_steps = keras.Variable(0, dtype="int32", trainable=False, name="good_steps")
+        options = {"trainable": False, "aggregation": "only_first_replica"}  # all replicas come to the same
+        self._scale = keras.Variable(_INITIAL, name="loss_scale", **options)
+        self._good_steps = keras.Variable(0, dtype="int32", name="good_steps", **options)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -33,8 +34,11 @@ class LossScale:
         return loss * self._scale
 
     def down(self, gradients: list[Any]) -> list[Any]:
-        """The gradients of the loss itself; zeros if one of them overflowed. Adapts the scale."""
+        """The gradients of the loss itself; zeros if one overflowed, on any replica. Adapts the scale."""
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        context = tf.distribute.get_replica_context()
+        if context and context.num_replicas_in_sync > 1:
+            finite = context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.cast(finite, tf.float32)) == 1.0
         inverse = 1.0 / self._scale.value
         scaled_down = [tf.where(finite, gradient * inverse, 0.0) for gradient in gradients]
         steps = tf.where(finite, self._good_steps.value + 1, 0)
