@@ -314,20 +314,18 @@ def _warn_of_data(dataset: Dataset, duplicates: Any) -> None:
         )
     if small := small_classes(dataset):
         _log.warning("fewer than 20 images in %d classes: %s", len(small), _some(small))
-    across = [group for group in duplicates if len({example.split for example in group}) > 1]
-    if across:
-        _log.warning(
-            "in more than one split, which flatters the accuracy (duplicates.csv), %s: %s",
-            "stands 1 image" if len(across) == 1 else f"stand {len(across)} images",
-            _some([" = ".join(example.path for example in group) for group in across]),
-        )
-    torn = [group for group in duplicates if len({example.label for example in group}) > 1]
-    if torn:
-        _log.warning(
-            "under more than one label (duplicates.csv) %s: %s",
-            "stands 1 image" if len(torn) == 1 else f"stand {len(torn)} images",
-            _some([" = ".join(example.path for example in group) for group in torn]),
-        )
+    for where, differing in (
+        ("in more than one split, which flatters the accuracy (duplicates.csv),", "split"),
+        ("under more than one label (duplicates.csv)", "label"),
+    ):
+        groups = [group for group in duplicates if len({getattr(each, differing) for each in group}) > 1]
+        if groups:
+            _log.warning(
+                "%s %s: %s",
+                where,
+                "stands 1 image" if len(groups) == 1 else f"stand {len(groups)} images",
+                _some([" = ".join(each.path for each in group) for group in groups]),
+            )
 
 
 def _some(names: list[str]) -> str:

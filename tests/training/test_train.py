@@ -128,6 +128,26 @@ def test_bad_files_are_skipped_and_listed(
     assert "0/truncated.jpg: " in caplog.text
 
 
+def test_the_same_image_twice_is_said_and_listed(
+    small_dir: Path, feature_cache: Path, trained, tmp_path, caplog
+) -> None:
+    original = next((small_dir / "0").iterdir())
+    for index in range(40):  # enough for every split to get one
+        shutil.copy(original, small_dir / "0" / f"copy{index}.jpg")
+    shutil.copy(original, small_dir / "1" / "elsewhere.jpg")
+    run = train(Recipe(str(small_dir)), tmp_path / "run", cache_dir=feature_cache)
+    assert (
+        "in more than one split, which flatters the accuracy (duplicates.csv), stands 1 image: 0/"
+        in caplog.text
+    )
+    assert "under more than one label (duplicates.csv) stands 1 image: 0/" in caplog.text
+    with (run.path / "duplicates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 42
+    assert {row["label"] for row in rows} == {"0", "1"}
+    assert len({row["split"] for row in rows}) > 1
+
+
 @pytest.mark.parametrize("bad", [b"hello", b"\xff\xd8\xff\xe0 broken"])
 def test_strict_stops_at_a_bad_file(
     small_dir: Path, feature_cache: Path, trained, tmp_path, bad: bytes
