@@ -1,4 +1,4 @@
-"""The report's figures as SVG for inclusion in a page: no ids that clash, text in the page's own colour."""
+"""Figures as SVG for inclusion in a page: no ids that clash, text in the page's own colour."""
 
 import io
 import re
@@ -13,12 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from .evaluate import Evaluation
 
-__all__ = ["learning_curves", "reliability_diagram", "sweep_figures"]
+__all__ = ["learning_curves", "reliability_diagram", "sweep_figures", "trade_off"]
 
 # Stands for whatever colour the page's text has; light or dark is decided where the page is read.
 _TEXT = "#010203"
 # Told apart on light and on dark ground, and by those who see no red or no green (Okabe and Ito 2008).
 _BLUE, _ORANGE = "#3b8ad8", "#e08a00"
+_LINES = (_BLUE, _ORANGE, "#2e8b57", "#8a63c9", "#d65428")
 _STYLE = {
     "svg.hashsalt": "graftserve",  # the same figure has the same ids in every process
     "svg.fonttype": "none",
@@ -113,6 +114,25 @@ def reliability_diagram(before: Evaluation, after: Evaluation | None) -> str:
         for handle in upper.legend(loc="lower right").legend_handles:
             handle.set_sizes([20])
         return _to_svg(figure, "reliability", "Accuracy over the score of the answer")
+
+
+def trade_off(
+    lines: Mapping[str, Sequence[tuple[float, float, str]]], chosen: tuple[float, float], x: str, y: str
+) -> str:
+    """SVG: for up to five lines, by their names, points (x, y) with a text beside each; one is circled."""
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for (name, points), color in zip(lines.items(), _LINES, strict=False):
+            across, up, texts = zip(*points, strict=True)
+            axes.plot(across, up, color=color, label=name, marker="o", markersize=4, linewidth=1.4)
+            for place in zip(texts, across, up, strict=True):
+                axes.annotate(place[0], place[1:], textcoords="offset points", xytext=(5, -10), fontsize=8)
+        axes.scatter(*chosen, 140, facecolors="none", edgecolors=_TEXT, linewidths=1.4)
+        axes.set(xlabel=x, ylabel=y, xscale="log", ylim=(0, None))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.legend(loc="lower right")
+        return _to_svg(figure, "trade-off", f"{y} over {x}")
 
 
 def _along_one_axis(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:

@@ -3,9 +3,6 @@
 Everything that comes from the user's data is escaped, and the page's own policy forbids scripts and requests.
 """
 
-import base64
-import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,20 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, ImageOps
 
 from .evaluate import ClassScores, Evaluation
 from .figures import learning_curves, reliability_diagram, sweep_figures
 from .files import write_atomically
+from .page import is_list, plain, render_page, thumbnail
 from .report import ReportData
 
 __all__ = ["render_html", "write_report_html"]
 
 _THUMBNAILS = 24
-_THUMBNAIL_SIDE_PX = 160
-_THUMBNAIL_QUALITY = 80
 _LARGEST_CONFUSION = 40
 _CONFUSED_PAIRS = 15
 _CLASSES_SHOWN = 40
@@ -44,23 +38,9 @@ def write_report_html(path: Path, data: ReportData) -> None:
 
 def render_html(data: ReportData) -> str:
     """The page, with thumbnails of the mistakes as far as the images can be read and decoded."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        percent=lambda share, digits=1: "–" if share is None else f"{share:.{digits}%}",
-        plain=_plain,
-        count=lambda number: f"{number:,}",
-        duration=_duration,
-    )
-    environment.tests["nested"] = lambda value: isinstance(value, Mapping) or _is_list(value)
-    template = environment.from_string(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     split, result = data.verdict or (None, None)
-    return template.render(
+    return render_page(
+        files(__package__).joinpath("report.html").read_text(encoding="utf-8"),
         data=data,
         split=split,
         result=result,
@@ -142,54 +122,17 @@ def _class_rows(data: ReportData) -> list[_ClassRow]:
 
 
 def _thumbnail(data: ReportData, path: str) -> str | None:
-    """The image as a small JPEG in a data URI; None if it cannot be had."""
-    if data.read_image is None:
-        return None
     try:
-        with warnings.catch_warnings():
-            # Of odd palettes, and of sizes that the pipeline's own limit lets pass.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data.read_image(path))) as image:
-                image.draft("RGB", (_THUMBNAIL_SIDE_PX, _THUMBNAIL_SIDE_PX))
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception:  # Pillow raises whatever its parsers met; the page names such an image
+        return None if data.read_image is None else thumbnail(data.read_image(path))
+    except Exception:  # what the images are kept in raises what it likes; the page names such an image
         return None
-    upright.thumbnail((_THUMBNAIL_SIDE_PX, _THUMBNAIL_SIDE_PX))
-    buffer = io.BytesIO()
-    upright.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Every plain value with its path, as `--set` names it."""
-    if isinstance(value, Mapping) or (_is_list(value) and any(isinstance(item, Mapping) for item in value)):
+    if isinstance(value, Mapping) or (is_list(value) and any(isinstance(item, Mapping) for item in value)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
             yield from _flat(item, f"{name}.{key}" if name else str(key))
     else:
-        yield name, _plain(value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _plain(value: Any) -> str:
-    """A value of a recipe or a measurement, for people."""
-    if value is None or value == "" or (_is_list(value) and not value):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if _is_list(value):
-        return ", ".join(_plain(item) for item in value)
-    return str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+        yield name, plain(value)
