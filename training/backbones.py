@@ -35,6 +35,7 @@ from .weights import (
 __all__ = [
     "BACKBONES",
     "DEFAULT_BACKBONE",
+    "PIXEL_RANGES",
     "Backbone",
     "Normalization",
     "PixelRange",
@@ -95,6 +96,15 @@ _CAFFE = PixelRange((103.939, 116.779, 123.68), (1.0,) * 3, bgr=True)
 _TORCH = PixelRange((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _OWN = PixelRange((0.0,) * 3, (1.0,) * 3)
 _LITE = PixelRange((127.0,) * 3, (128.0,) * 3)
+
+PIXEL_RANGES = {
+    "0..255": _OWN,
+    "0..1": PixelRange((0.0,) * 3, (255.0,) * 3),
+    "-1..1": _MINUS_ONE_TO_ONE,
+    "caffe": _CAFFE,
+    "torch": _TORCH,
+}
+"""What networks are commonly trained on, by the name that a user may give it."""
 
 
 @dataclass(frozen=True)

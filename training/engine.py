@@ -5,13 +5,10 @@ there runs those first. In LiteRT one single-threaded interpreter for each core,
 fastest arrangement; a network on several threads waits for the slowest of them after every operation.
 """
 
-import contextlib
 import io
 import logging
 import os
 import queue
-import sys
-import tempfile
 import threading
 import zipfile
 from collections import deque
@@ -30,6 +27,7 @@ from .cache import describe_entry, mark_used, write_entry_file
 from .errors import TrainingError
 from .images import content_key
 from .network import freeze, freeze_function
+from .quiet import quiet
 
 __all__ = ["AGREEMENT", "ENGINES", "Engine", "acceptable_engines", "core_count", "extract", "open_engine"]
 
@@ -91,7 +89,7 @@ def open_engine(
     if choice == "tensorflow" or (choice == "auto" and tf.config.list_logical_devices("GPU")):
         return _open_tensorflow(backbone, image_count)
     try:
-        with _quiet():
+        with quiet():
             network = stored = _read_network(entry)
             if network is None:
                 if choice == "auto" and image_count < _WORTH_PREPARING:
@@ -298,24 +296,3 @@ def _litert_lane(model: bytes) -> _Lane:
         return features
 
     return lane
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the converter and the interpreter write past Python to stdout and stderr goes to the debug log."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-    with tempfile.TemporaryFile() as said:
-        try:
-            for descriptor in saved:
-                os.dup2(said.fileno(), descriptor)
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, copy in saved.items():
-                os.dup2(copy, descriptor)
-                os.close(copy)
-            said.seek(0)
-            _log.debug("the converter says: %s", said.read().decode(errors="replace").strip())
