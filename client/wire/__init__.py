@@ -10,6 +10,7 @@ may import TensorFlow or tensorflow-serving-api beside them without a clash in t
 `methods` holds the RPCs, `tensors` turns NumPy arrays into TensorProto and back.
 """
 
+from .model_server_config_pb2 import ModelConfig, ModelConfigList, ModelServerConfig, ModelVersionPolicy
 from .prediction_log_pb2 import PredictionLog, PredictLog
 from .prediction_pb2 import (
     Code,
@@ -35,7 +36,11 @@ __all__ = [
     "GetModelMetadataResponse",
     "GetModelStatusRequest",
     "GetModelStatusResponse",
+    "ModelConfig",
+    "ModelConfigList",
+    "ModelServerConfig",
     "ModelSpec",
+    "ModelVersionPolicy",
     "ModelVersionStatus",
     "PredictLog",
     "PredictRequest",

@@ -255,6 +255,7 @@ def serving_apis(tensorflow: Any) -> Any:
             prediction_log_pb2,
             status_pb2,
         )
+        from tensorflow_serving.config import model_server_config_pb2
     modules = (
         tensor_pb2,
         meta_graph_pb2,
@@ -264,6 +265,7 @@ def serving_apis(tensorflow: Any) -> Any:
         predict_pb2,
         prediction_log_pb2,
         status_pb2,
+        model_server_config_pb2,
     )
     names: dict[str, Any] = {}
     for module in modules:

@@ -64,6 +64,24 @@ MESSAGES = [
     ),
     ("SignatureDefMap", {"signatureDef": {"serving_default": SIGNATURE, "features": {}}}),
     ("PredictionLog", {"predictLog": {"request": REQUEST, "response": RESPONSE}}),
+    (
+        "ModelServerConfig",
+        {
+            "modelConfigList": {
+                "config": [
+                    {
+                        "name": "m",
+                        "basePath": "/models/m",
+                        "modelPlatform": "tensorflow",
+                        "modelVersionPolicy": {"specific": {"versions": ["3", "9223372036854775807"]}},
+                        "versionLabels": {"stable": "3"},
+                    },
+                    {"name": "n", "modelVersionPolicy": {"latest": {"numVersions": 2}}},
+                    {"name": "o", "modelVersionPolicy": {"all": {}}},
+                ]
+            }
+        },
+    ),
 ]
 
 
