@@ -1,6 +1,7 @@
 """The one decode function, against Pillow on real photographs of every kind."""
 
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -269,3 +270,62 @@ def test_settings_survive_json() -> None:
         Preprocess.from_dict(SQUASH.to_dict() | {"revision": 99})
     with pytest.raises(ValueError, match="colour"):
         Preprocess.from_dict(SQUASH.to_dict() | {"colour": 1})
+
+
+def segments(encoded: bytes) -> list[bytes]:
+    """A JPEG's marker segments up to the first quantisation table, and the rest as the last item."""
+    parts, offset = [encoded[:2]], 2
+    while encoded[offset + 1] != 0xDB:
+        length = int.from_bytes(encoded[offset + 2 : offset + 4])
+        parts.append(encoded[offset : offset + 2 + length])
+        offset += 2 + length
+    return [*parts, encoded[offset:]]
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        segment(0xE0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0"),
+        segment(0xFE, b"a comment that says Exif\0 and means nothing"),
+        segment(0xE2, b"ICC_PROFILE\0\x01\x01" + bytes(3000)),
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"),
+    ],
+)
+def test_other_segments_may_stand_before_exif(photos, encode, before: bytes) -> None:
+    plain = segments(encode(photos["chelsea"]))
+    encoded = b"".join([plain[0], before, segment(0xE1, big_endian_exif(6)), plain[-1]])
+    assert Image.open(io.BytesIO(encoded)).getexif()[0x0112] == 6
+    assert difference(encoded, CROP).max() <= 2
+
+
+def test_ycck_agrees_with_pillow(photos, encode) -> None:
+    """CMYK as YCCK, which Adobe's marker tells: the same planes, read as luma and chroma."""
+    cmyk = encode(Image.fromarray(photos["coffee"]).convert("CMYK"), quality=95)
+    place = cmyk.index(b"Adobe")
+    assert cmyk[place + 11] == 0
+    ycck = cmyk[: place + 11] + b"\x02" + cmyk[place + 12 :]
+    image = Image.open(io.BytesIO(ycck))
+    assert (image.mode, image.info["adobe_transform"]) == ("CMYK", 2)
+    assert difference(ycck, CROP).mean() < 2
+
+
+def test_sixteen_bit_rgb_png(photos) -> None:
+    """Pillow writes none, so TensorFlow does."""
+    encoded = tf.io.encode_png(photos["coffee"].astype(np.uint16) * 257).numpy()
+    eight = tf.io.encode_png(photos["coffee"]).numpy()
+    np.testing.assert_array_equal(decode(encoded, CROP), decode(eight, CROP))
+
+
+def test_a_header_that_claims_too_much_costs_nothing(photos, encode) -> None:
+    """65,500 x 65,500 pixels of RGB are 12.9 GB."""
+    jpeg = encode(photos["chelsea"])
+    for claimed in (claimed_png(65500, 65500), claimed_jpeg(jpeg, 65500, 65500)):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(20):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="Image too large"):
+                decode(claimed, CROP)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
