@@ -1,11 +1,23 @@
 """What can go wrong in an export; nothing is left behind when it does.
 
 ExportError
-├── VersionError        the version exists, or is no version
-└── VerificationError   the written model does not do what the trained one does
+├── VersionError        the version exists, is no version, or has no such number
+├── SourceError         what is to be exported is not what its flags say, or cannot be exported
+├── VerificationError   the written model does not do what the trained one does
+├── ManifestError       files are missing, damaged, or nobody's
+├── StoreError          a folder or an object store cannot be read or written
+└── GateError           the model is sound, but not as good or as fast as was required
 """
 
-__all__ = ["ExportError", "VerificationError", "VersionError"]
+__all__ = [
+    "ExportError",
+    "GateError",
+    "ManifestError",
+    "SourceError",
+    "StoreError",
+    "VerificationError",
+    "VersionError",
+]
 
 
 class ExportError(Exception):
@@ -13,8 +25,24 @@ class ExportError(Exception):
 
 
 class VersionError(ExportError):
-    """The version cannot be published under that number."""
+    """The version cannot be published or found under that number."""
+
+
+class SourceError(ExportError):
+    """The model, its labels or its preprocessing contradict each other or cannot be read."""
 
 
 class VerificationError(ExportError):
     """The exported model fails, or answers differently from the model it was made of."""
+
+
+class ManifestError(ExportError):
+    """A folder's files are not those that its manifest lists."""
+
+
+class StoreError(ExportError):
+    """A place to publish to or to pull from cannot be read or written."""
+
+
+class GateError(ExportError):
+    """A requirement on accuracy or latency is not met."""
