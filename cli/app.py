@@ -27,7 +27,11 @@ _COMMANDS = {
     "features": "Write what a backbone says of each image to a table.",
     "dataset": "Look into a dataset, or pack it into TFRecord shards.",
     "cache": "Show or prune the features kept between runs.",
-    "export": "Publish a run as a version that a server can load.",
+    "export": "Publish a run, a Keras model or a SavedModel as a version that a server can load.",
+    "verify": "Check a version offline, or replay its goldens against a server.",
+    "tune": "Choose a version's batching by measuring on this machine.",
+    "compare": "Show where two versions of a model disagree.",
+    "pull": "Fetch a version from an object store, every sum checked.",
     "serve": "Serve a model's versions over gRPC and REST.",
     "classify": "Classify images on a running server.",
     "status": "Show a model's versions on a running server.",
@@ -109,4 +113,6 @@ def _set_up_logging(debug: bool) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         for name in ("tensorflow", "absl", "h5py"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("gcsfs", "s3fs"):  # they log the errors that they raise, with their tracebacks
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.simplefilter("ignore")

@@ -1,12 +1,15 @@
 """How the exported network gathers the images of concurrent requests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["Batching", "batch_network"]
+__all__ = ["QUEUE", "Batching", "batch_network"]
+
+QUEUE = "network"
+"""Name of the queue in a graph: how its BatchFunction nodes are known."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +47,50 @@ class Batching:
                 f"max_queued_batches: expected at least {needed}, got {self.max_queued_batches}"
             )
 
+    def to_text(self) -> str:
+        """The same for a server that is run with --enable_batching, as its --batching_parameters_file.
+
+        There the largest request is the largest batch, so larger ones are refused.
+        Source: tensorflow_serving/servables/tensorflow/session_bundle_config.proto, BatchingParameters.
+        """
+        values = {
+            "max_batch_size": self.sizes[-1],
+            "batch_timeout_micros": self.timeout_us,
+            "max_enqueued_batches": self.max_queued_batches,
+            "num_batch_threads": self.threads,
+        }
+        lines = [f"{name} {{ value: {value} }}" for name, value in values.items()]
+        lines += [f"allowed_batch_sizes: {size}" for size in self.sizes]
+        return "\n".join(lines) + "\n"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
 
-def batch_network(
-    network: Callable[[tf.Tensor], Sequence[tf.Tensor]], batching: Batching
-) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """The network with its rows gathered from concurrent calls; each call gets its own rows back."""
-    batched: Callable[[tf.Tensor], list[tf.Tensor]] = tf.nondifferentiable_batch_function(
-        num_batch_threads=batching.threads,
-        max_batch_size=batching.max_request_images,
-        batch_timeout_micros=batching.timeout_us,
-        allowed_batch_sizes=list(batching.sizes),
-        max_enqueued_batches=batching.max_queued_batches,
-        autograph=False,
-        enable_large_batch_splitting=True,
-    )(lambda rows: list(network(rows)))
+def batch_network(function: Any, batching: Batching | None) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """`function` with its rows gathered from concurrent calls; each call gets its own rows back.
+
+    function: a ConcreteFunction of one tensor [N, ...] to a list of them. None as batching calls it directly.
+    All calls in a graph share one queue, whichever signature they come from.
+    """
+    if batching is None:
+        return lambda rows: list(function(rows))
+
+    def batched(rows: tf.Tensor) -> list[tf.Tensor]:
+        outputs: list[tf.Tensor] = tf.raw_ops.BatchFunction(
+            in_tensors=[rows],
+            captured_tensors=function.captured_inputs,
+            f=function,
+            Tout=[output.dtype for output in function.outputs],
+            num_batch_threads=batching.threads,
+            max_batch_size=batching.max_request_images,
+            batch_timeout_micros=batching.timeout_us,
+            allowed_batch_sizes=list(batching.sizes),
+            max_enqueued_batches=batching.max_queued_batches,
+            enable_large_batch_splitting=True,
+            shared_name=QUEUE,
+        )
+        return outputs
+
     return batched
