@@ -29,7 +29,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/installed
-	for benchmark in feature_extraction classic_bottleneck embedded_throughput; do \
+	for benchmark in feature_extraction classic_bottleneck embedded_throughput \
+	  decode exported_signature; do \
 	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
 
 wire: $(VENV)/dependencies
