@@ -11,9 +11,6 @@ What is compared are the ratios within the run; the seconds are this machine's.
 
 import argparse
 import csv
-import json
-import os
-import platform
 import random
 import tempfile
 import time
@@ -22,6 +19,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from result import write_result
 
 from graftserve.cli.digits import write_digits
 from graftserve.training import RunDirectory, train
@@ -68,21 +66,13 @@ def main() -> None:
     }
     print("times faster: " + ", ".join(f"{name} {ratio:.1f}" for name, ratio in ratios.items()))
     result = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "tensorflow": tf.__version__,
         "backbone": arguments.backbone,
         "images": run.metrics["images"],
         "graftserve": ours,
         "classic": classic,
         "times_faster": {name: round(ratio, 1) for name, ratio in ratios.items()},
     }
-    path = arguments.output / "classic_bottleneck.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    write_result(arguments.output, "classic_bottleneck", result)
 
 
 def _digits(folder: Path, count: int) -> Path:

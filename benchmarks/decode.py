@@ -14,8 +14,6 @@ several rounds; what counts are the ratios within a round.
 import argparse
 import io
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from result import spread, write_result
 from skimage import data
 
 from graftserve.training import preprocess as stage
@@ -47,17 +46,9 @@ def main() -> None:
 
     rows = [_measure(name, image, arguments) for name, image in _photos().items()]
     result = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "tensorflow": tf.__version__,
         "rows": rows,
     }
-    path = arguments.output / "decode.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    write_result(arguments.output, "decode", result)
 
 
 def _measure(name: str, image: bytes, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -95,11 +86,7 @@ def _measure(name: str, image: bytes, arguments: argparse.Namespace) -> dict[str
     }
     for usual in ("usual", "usual_antialiased"):
         ratios = [base / ours for base, ours in zip(taken[usual], taken["ours"], strict=True)]
-        row[f"times_{usual}"] = {
-            "median": round(statistics.median(ratios), 2),
-            "min": round(min(ratios), 2),
-            "max": round(max(ratios), 2),
-        }
+        row[f"times_{usual}"] = spread(ratios)
     print(f"{name}: {json.dumps({key: value for key, value in row.items() if key != 'photo'})}", flush=True)
     return row
 

@@ -9,9 +9,6 @@ What is compared are the ratios within a round; the seconds are this machine's.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -22,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from result import spread, write_result
 
 from graftserve.cli.digits import write_digits
 from graftserve.cli.server_process import ServerProcess
@@ -74,17 +72,9 @@ def main() -> None:
                 print(_line(rows[-1]), flush=True)
 
     result = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "tensorflow": tf.__version__,
         "rows": rows,
     }
-    path = arguments.output / "embedded_throughput.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    write_result(arguments.output, "embedded_throughput", result)
 
 
 def _compare(
@@ -103,11 +93,7 @@ def _compare(
     return {
         "callers": callers,
         "images_per_s": {name: round(statistics.median(values), 1) for name, values in rates.items()},
-        "server_to_signature": {
-            "median": round(statistics.median(ratios), 3),
-            "min": round(min(ratios), 3),
-            "max": round(max(ratios), 3),
-        },
+        "server_to_signature": spread(ratios),
     }
 
 

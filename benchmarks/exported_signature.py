@@ -16,7 +16,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from result import spread, write_result
 from skimage import data
 
 from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, PIXELS, SERVING_DEFAULT
@@ -69,20 +69,12 @@ def main() -> None:
         _save(network, preprocess, shared)
         _save_constant(network, preprocess, constant)
         result: dict[str, Any] = {
-            "machine": {
-                "cpus": os.cpu_count(),
-                "processor": platform.machine(),
-                "python": platform.python_version(),
-            },
-            "tensorflow": tf.__version__,
             "weights": {path.name: _in_a_process(path) for path in (shared, constant)},
         }
         result |= _throughput(shared, network, preprocess, arguments.rounds)
     for name, values in result.items():
         print(f"{name}: {json.dumps(values)}")
-    path = arguments.output / "exported_signature.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    write_result(arguments.output, "exported_signature", result)
 
 
 def _network(preprocess: Preprocess) -> Network:
@@ -200,8 +192,8 @@ def _throughput(folder: Path, network: Network, preprocess: Preprocess, rounds: 
     ]
     return {
         "ms_per_image": {name: round(statistics.median(values) * 1000, 2) for name, values in taken.items()},
-        "request_to_decode_and_network": _spread(over_parts),
-        "callers_to_best_network": _spread(of_best),
+        "request_to_decode_and_network": spread(over_parts),
+        "callers_to_best_network": spread(of_best),
     }
 
 
@@ -232,14 +224,6 @@ def _jpeg(offset: int) -> bytes:
     buffer = io.BytesIO()
     photo.crop(box).resize((500, 375), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def _spread(ratios: list[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(ratios), 3),
-        "min": round(min(ratios), 3),
-        "max": round(max(ratios), 3),
-    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from result import write_result
 from skimage import data
 from sklearn.datasets import load_sample_images
 
@@ -53,12 +53,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.images, arguments.backbone)
         result = {
-            "machine": {
-                "cpus": core_count(),
-                "processor": platform.machine(),
-                "python": platform.python_version(),
-            },
-            "tensorflow": tf.__version__,
             "backbone": arguments.backbone,
             "images": arguments.images,
             "size_px": [WIDTH_PX, HEIGHT_PX],
@@ -67,10 +61,8 @@ def main() -> None:
             **bench.compare(arguments.rounds),
             "from_the_cache": bench.from_the_cache(arguments.rounds),
         }
-    path = arguments.output / "feature_extraction.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(arguments.output, "feature_extraction", result)
     print(json.dumps(result, indent=2))
-    print(f"written to {path}")
 
 
 class Bench:
