@@ -157,6 +157,7 @@ def export_model(
     destination = _destination(model_base_path, options)
     outputs = _chosen_outputs(source, options.signature_outputs)
     _check_accuracy(source, options)
+    quantized_run = _run_of(source) if options.quantize else None
 
     top_k = min(options.top_k, len(source.labels))
     images = [golden.content for golden in source.goldens]
@@ -181,8 +182,8 @@ def export_model(
         if lite.reason:
             _log.warning("left out network.tflite: %s", lite.reason)
         quantization = None
-        if options.quantize:
-            quantization = add_int8(folder, _run_of(source), source.network, options.max_accuracy_drop)
+        if quantized_run:
+            quantization = add_int8(folder, quantized_run, source.network, options.max_accuracy_drop)
         write_contract(folder, source, batching, top_k, outputs, _engines(lite, quantization))
         tuning = None
         if options.tune:

@@ -68,7 +68,10 @@ def test_tensorflow_stays_where_it_belongs(package: str) -> None:
         assert not heavy, f"{path} imports {heavy}"
 
 
-@pytest.mark.parametrize("package", ["cli", "client", "export", "training", "serving.flags"])
+@pytest.mark.parametrize(
+    "package",
+    ["cli", "cli.replay", "client", "export", "export.pull", "training", "serving.flags"],
+)
 def test_importing_the_package_loads_nothing_heavy(package: str) -> None:
     code = (
         f"import sys, graftserve.{package}; "

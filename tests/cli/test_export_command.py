@@ -1,6 +1,7 @@
 """`graftserve export` and `graftserve verify`: what they print and refuse, and a real server on trial."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -211,3 +212,27 @@ def test_a_full_disk_leaves_nothing(mean_colour: Path, tmp_path: Path) -> None:
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"Error: {base}: cannot be written: ")
     assert list(base.iterdir()) == []
+
+
+def stand_in(folder: Path, body: str) -> str:
+    """A tensorflow_model_server, first on the PATH that is returned."""
+    binary = folder / "bin" / "tensorflow_model_server"
+    binary.parent.mkdir()
+    binary.write_text(f"#!/bin/sh\n{body}\n")
+    binary.chmod(0o755)
+    return f"{binary.parent}:{os.environ['PATH']}"
+
+
+def test_the_real_server_is_preferred_where_there_is_one(exported, tmp_path: Path, monkeypatch) -> None:
+    """The binary cannot be had here: the embedded server, which has its flags, stands in for it."""
+    body = f'exec {sys.executable} -m graftserve.cli serve "$@"'
+    monkeypatch.setenv("PATH", stand_in(tmp_path, body))
+    check = serving_check(exported.path.parent, "digits")
+    assert check.server == "tensorflow_model_server"
+    assert check.largest_difference < 1e-5
+
+
+def test_what_the_real_server_said_is_told(exported, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", stand_in(tmp_path, "echo it cannot; exit 3"))
+    with pytest.raises(VerificationError, match="it ended with status 3: it cannot"):
+        serving_check(exported.path.parent, "digits")
