@@ -5,7 +5,11 @@ a model learns from and what it is served are the same pixels.
 
 In order: refuse by the header what would cost too much to decode; decode, a JPEG straight at 1/2, 1/4 or 1/8
 of its size where that still leaves enough pixels; resize with antialiasing; turn as the EXIF orientation
-says (last, on the small square, where it is nearly free: both ways of resizing treat the two axes alike).
+says (last, on the small square: both ways of resizing treat the two axes alike).
+
+The orientation is applied here and nowhere else, so clients send files as they are. Looking for it costs 0.1
+of the 1 to 2 ms of a small photograph, and with the turn 0.3 of the 27 ms of a camera's 12 megapixels
+(benchmarks/decode.py).
 """
 
 import functools
