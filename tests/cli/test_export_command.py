@@ -163,6 +163,7 @@ def test_a_version_that_does_not_load_fails_its_trial(exported, tmp_path: Path) 
         serving_check(tmp_path / "digits", "digits")
 
 
+@pytest.mark.slow
 def test_a_version_that_answers_differently_fails_its_trial(exported, tmp_path: Path) -> None:
     copy = shutil.copytree(exported.path, tmp_path / "digits" / "1")
     goldens = copy / "assets.extra/goldens/goldens.json"
@@ -173,6 +174,7 @@ def test_a_version_that_answers_differently_fails_its_trial(exported, tmp_path: 
         serving_check(tmp_path / "digits", "digits")
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_no_version_and_the_next_export_cleans_up(
     export, mean_colour: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +225,7 @@ def stand_in(folder: Path, body: str) -> str:
     return f"{binary.parent}:{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 def test_the_real_server_is_preferred_where_there_is_one(exported, tmp_path: Path, monkeypatch) -> None:
     """The binary cannot be had here: the embedded server, which has its flags, stands in for it."""
     body = f'exec {sys.executable} -m graftserve.cli serve "$@"'

@@ -1,5 +1,6 @@
 """Keras models that somebody brings: what they become, and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,154 @@ def test_without_a_dense_layer_there_are_no_features(labels: Path, tmp_path: Pat
     assert "name it with --feature-layer" in source.notes[0]
 
 
+def layers() -> list[keras.layers.Layer]:
+    return [
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.RandomFlip(),
+        keras.layers.Conv2D(8, 3),
+        keras.layers.BatchNormalization(),
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(3, "softmax"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras"])
+@pytest.mark.parametrize("is_deferred", [False, True])
+def test_a_sequential_model(labels: Path, tmp_path: Path, name: str, is_deferred: bool) -> None:
+    """Without an Input it is built by its first batch, and its file says that it takes 4 images."""
+    if is_deferred:
+        model = keras.Sequential(layers())
+        model(np.zeros((4, SIDE_PX, SIDE_PX, 3), np.float32))
+    else:
+        model = keras.Sequential([keras.Input((SIDE_PX, SIDE_PX, 3)), *layers()])
+    source = open_keras(saved(model, tmp_path, name), labels, "pixels=0..255")
+    assert source.network.widths == {"features": 8, "probabilities": 3}
+    assert source.notes == ()
+    rows = decode_images([golden.content for golden in source.goldens], source.preprocess).numpy()
+    np.testing.assert_allclose(
+        source.network.run(rows)["probabilities"], expected(model, source, RANGES["0..255"]), atol=1e-5
+    )
+
+
+def test_a_network_within_a_sequential_model(labels: Path, tmp_path: Path) -> None:
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 3))
+    inner = keras.Model(pixels, keras.layers.Conv2D(8, 3)(pixels), name="backbone")
+    pool, head = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((SIDE_PX, SIDE_PX, 3)), inner, pool, head])
+    path = saved(model, tmp_path)
+    by_default = open_keras(path, labels, "pixels=0..1")
+    by_name = open_keras(path, labels, "pixels=0..1", feature_layer="backbone")
+    rows = decode_images([golden.content for golden in by_name.goldens], by_name.preprocess).numpy()
+    features = np.asarray(inner(rows / np.float32(255))).mean(axis=(1, 2))
+    for source in (by_default, by_name):
+        np.testing.assert_allclose(source.network.run(rows)["features"], features, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "policy", "pixels"),
+    [("uint8", "float32", "0..255"), ("float16", "float32", "0..1"), ("float32", "mixed_float16", "0..1")],
+)
+def test_other_precisions(labels: Path, tmp_path: Path, dtype: str, policy: str, pixels: str) -> None:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((SIDE_PX, SIDE_PX, 3), dtype=dtype)
+    x = keras.layers.Rescaling(1 / 255 if dtype == "uint8" else 1)(image)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, dtype=policy)(x))
+    model = keras.Model(image, keras.layers.Dense(3, "softmax", dtype=policy)(x))
+    source = open_keras(saved(model, tmp_path), labels, f"pixels={pixels}")
+    rows = decode_images([golden.content for golden in source.goldens], source.preprocess).numpy()
+    answers = source.network.run(rows)
+    assert {array.dtype for array in answers.values()} == {np.dtype(np.float32)}
+    probabilities = np.asarray(model((rows / 255).astype(dtype) if pixels == "0..1" else rows), np.float32)
+    np.testing.assert_allclose(answers["probabilities"], probabilities, atol=1e-5)
+    np.testing.assert_allclose([golden.probabilities for golden in source.goldens], probabilities, atol=1e-5)
+
+
+def test_the_model_of_a_run(trained, tmp_path: Path) -> None:
+    """Its own layers load, and its named outputs are taken as they are."""
+    model = trained.load_model()
+    cut = trained.preprocess
+    settings = f"pixels=0..255,resize={cut.resize},crop_fraction={cut.crop_fraction}"
+    source = open_keras(trained.path / "model.keras", trained.path / "labels.txt", settings)
+    rows = decode_images([golden.content for golden in source.goldens], source.preprocess).numpy()
+    answers = model(rows, training=False)
+    assert source.preprocess == cut
+    for name, rows_of in source.network.run(rows).items():
+        np.testing.assert_allclose(rows_of, np.asarray(answers[name]), atol=1e-4, err_msg=name)
+
+
+def test_kerass_own_normalization_is_not_taken_for_graftserves(labels: Path, tmp_path: Path) -> None:
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 3))
+    x = keras.layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.1, 0.2, 0.3])(pixels)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(pixels, keras.layers.Dense(3, "softmax")(x))
+    source = open_keras(saved(model, tmp_path, "model.h5"), labels, "pixels=0..1")
+    np.testing.assert_allclose(
+        [golden.probabilities for golden in source.goldens],
+        expected(model, source, RANGES["0..1"]),
+        atol=1e-5,
+    )
+
+
+def several(outputs: Callable[[Any, Any, Any], Any]) -> keras.Model:
+    """`outputs` is given a map [N, h, w, 8], features [N, 8] and logits [N, 3]."""
+    keras.utils.set_random_seed(0)
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 3))
+    spatial = keras.layers.Conv2D(8, 3)(pixels)
+    features = keras.layers.GlobalAveragePooling2D()(spatial)
+    return keras.Model(pixels, outputs(spatial, features, keras.layers.Dense(3, name="logits")(features)))
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda spatial, features, logits: {"embedding": features, "logits": logits},
+        lambda spatial, features, logits: {"map": spatial, "classes": logits},
+        lambda spatial, features, logits: [spatial, logits],
+        lambda spatial, features, logits: {"probabilities": keras.layers.Softmax()(logits), "logits": logits},
+        lambda spatial, features, logits: {"features": spatial, "probabilities": logits},
+        lambda spatial, features, logits: keras.ops.softmax(logits),
+    ],
+)
+def test_one_of_several_outputs(labels: Path, tmp_path: Path, outputs) -> None:
+    model = several(outputs)
+    source = open_keras(saved(model, tmp_path), labels, "pixels=0..1")
+    rows = decode_images([golden.content for golden in source.goldens], source.preprocess).numpy()
+    graph = keras.Model(model.input, [model.get_layer("logits").input, model.get_layer("logits").output])
+    features, logits = (np.asarray(array) for array in graph(rows / np.float32(255)))
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    answers = source.network.run(rows)
+    np.testing.assert_allclose(answers["probabilities"], softmax, atol=1e-5)
+    np.testing.assert_allclose(answers["features"], features, atol=1e-5)
+
+
+def test_a_dense_layer_that_is_not_the_head_gives_no_features(labels: Path, tmp_path: Path) -> None:
+    """Squeeze and excitation has Dense layers, too; one for each place in the image is not of rank 2."""
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 3))
+    x = keras.layers.Conv2D(8, 3)(pixels)
+    gate = keras.layers.Dense(8, "sigmoid")(keras.layers.GlobalAveragePooling2D()(x))
+    x = keras.layers.Multiply()([x, keras.layers.Reshape((1, 1, 8))(gate)])
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Dense(3)(x))
+    source = open_keras(
+        saved(keras.Model(pixels, keras.layers.Softmax()(x)), tmp_path), labels, "pixels=0..1"
+    )
+    assert source.network.widths == {"probabilities": 3}
+    assert "name it with --feature-layer" in source.notes[0]
+
+
+def test_what_cannot_be_the_feature_layer(labels: Path, tmp_path: Path) -> None:
+    pixels = keras.Input((SIDE_PX, SIDE_PX, 3))
+    inner = keras.Model(pixels, keras.layers.Conv2D(8, 8, strides=8)(pixels), name="backbone")
+    image = keras.Input((SIDE_PX, SIDE_PX, 3))
+    tokens = keras.layers.Reshape((36, 8), name="tokens")(inner(image))
+    x = keras.layers.GlobalAveragePooling1D()(tokens)
+    path = saved(keras.Model(image, keras.layers.Dense(3, "softmax")(x)), tmp_path)
+    with pytest.raises(SourceError, match="backbone is a model by itself; name the layer after it"):
+        open_keras(path, labels, "pixels=0..1", feature_layer="backbone")
+    with pytest.raises(SourceError, match=r"got tokens, which gives \[N, 36, 8\]"):
+        open_keras(path, labels, "pixels=0..1", feature_layer="tokens")
+
+
 def test_any_side_has_to_be_chosen(labels: Path, tmp_path: Path) -> None:
     pixels = keras.Input((None, None, 3))
     head = keras.layers.Dense(3, "softmax")
@@ -182,6 +331,12 @@ def two_outputs() -> keras.Model:
     return keras.Model(pixels, [keras.layers.Dense(3)(x), keras.layers.Dense(3)(x)])
 
 
+def counts() -> keras.Model:
+    pixels = keras.Input((8, 8, 3), dtype="int32")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(pixels))
+    return keras.Model(pixels, keras.layers.Dense(3, "softmax")(x))
+
+
 def not_numbers() -> keras.Model:
     model = convolutional()
     top = model.get_layer("top")
@@ -195,12 +350,15 @@ def not_numbers() -> keras.Model:
     [
         (
             lambda: small_input(8, 8, 1),
-            r"expected one input of images \[N, side, side, 3\], got \['N', 8, 8, 1\]",
+            r"expected one input of images \[N, side, side, 3\], got \[N, 8, 8, 1\]",
         ),
         (lambda: small_input(12), "expected one input of images"),
         (lambda: small_input(8, 16, 3), "expected square images, got an input of 8 x 16"),
         (lambda: small_input(8, 8, 3, batch=4), "takes exactly 4 images at a time"),
-        (two_outputs, r"expected one output \[N, classes\]"),
+        (lambda: small_input(8, None, 3), "expected square images, got an input of 8 x any"),
+        (counts, "expected an input in float32, float16 or uint8, got int32"),
+        (two_outputs, r"expected one output \[N, classes\] of floats, .* got 0 float32 \[N, 3\], 1 float32"),
+        (lambda: several(lambda spatial, features, logits: {"probabilities": spatial}), r"\[N, 46, 46, 8\]"),
         (lambda: convolutional(units=4), "the head has 4 classes, but .*labels.txt has 3 labels"),
         (not_numbers, "1 weights are not finite numbers, the first: top/bias"),
     ],
@@ -216,6 +374,32 @@ def test_what_is_no_model(labels: Path, tmp_path: Path) -> None:
     (tmp_path / "text.keras").write_text("no model")
     with pytest.raises(SourceError, match="cannot load it"):
         open_keras(tmp_path / "text.keras", labels, "pixels=0..1")
+    convolutional().save_weights(tmp_path / "only.weights.h5")
+    with pytest.raises(SourceError, match="Weights alone are no model"):
+        open_keras(tmp_path / "only.weights.h5", labels, "pixels=0..1")
+
+
+def test_layers_of_ones_own(labels: Path, tmp_path: Path) -> None:
+    class Double(keras.layers.Layer):
+        def call(self, pixels: Any) -> Any:
+            return 2 * pixels
+
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), Double(), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    with pytest.raises(
+        SourceError, match=r"Could not locate class 'Double'\. A model with layers of your own"
+    ):
+        open_keras(saved(model, tmp_path), labels, "pixels=0..1")
+
+
+def test_a_model_that_fails_on_its_images(labels: Path, tmp_path: Path) -> None:
+    pixels = keras.Input((None, None, 3))
+    half, third = (keras.layers.Conv2D(3, 1, strides=step)(pixels) for step in (2, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()([half, third]))
+    path = saved(keras.Model(pixels, keras.layers.Dense(3, "softmax")(x)), tmp_path)
+    with pytest.raises(SourceError, match="does not run, or cannot be frozen"):
+        open_keras(path, labels, "pixels=0..1,side_px=32")
 
 
 def test_goldens_have_to_be_images(labels: Path, tmp_path: Path) -> None:
