@@ -30,6 +30,7 @@ ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 _GOLDENS = 8
 _AGREEMENT = 1e-4
 _SUM_TOLERANCE = 1e-3  # float16 probabilities of a thousand classes come as close to a sum of 1
+_BFLOAT16_SUM_TOLERANCE = 1e-2  # 8 bits of mantissa
 
 Forward = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 """From pixels as the model wants them, [N, side_px, side_px, 3], to "probabilities", as the model gives them,
@@ -68,6 +69,8 @@ def open_brought(
     """Join a model with what its user says of it; raises SourceError where the two contradict each other."""
     if activation not in ACTIVATIONS:
         raise SourceError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if not temperature > 0:
+        raise SourceError(f"temperature: expected a number above 0, got {temperature}")
     labels = read_labels(labels_file, path)
     is_binary = model.classes == 1 and len(labels) == 2
     if not is_binary and model.classes != len(labels):
@@ -76,6 +79,11 @@ def open_brought(
             "one label for each output, in their order"
         )
     preprocess, pixel_range = parse_preprocess(preprocess_text, model.side_px, path)
+    if model.dtype.is_integer and pixel_range != PIXEL_RANGES["0..255"]:
+        raise SourceError(
+            f"{path}: takes pixels in {model.dtype.name}, so it normalises by itself: give --preprocess "
+            "pixels=0..255,..."
+        )
     images = _load_goldens(goldens_dir, labels, preprocess)
     pixels = decode_images([content for _, content, _ in images], preprocess)
 
@@ -86,16 +94,16 @@ def open_brought(
         values = (values - tf.constant(pixel_range.mean)) / tf.constant(pixel_range.scale)
         return tf.cast(values, model.dtype)
 
-    raw = {
-        name: np.asarray(tf.cast(rows, tf.float32))
-        for name, rows in model.forward(normalised(pixels)).items()
-    }
+    answers = model.forward(normalised(pixels))
+    raw = {name: np.asarray(tf.cast(rows, tf.float32)) for name, rows in answers.items()}
     for name, rows in raw.items():
         if not np.isfinite(rows).all():
             raise SourceError(
                 f"{path}: {name} are no finite numbers; train it anew with a lower learning rate"
             )
-    chosen, notes = _activation(model, raw[PROBABILITIES_OUTPUT], activation, path, is_binary)
+    is_coarse = answers[PROBABILITIES_OUTPUT].dtype == tf.bfloat16
+    tolerance = _BFLOAT16_SUM_TOLERANCE if is_coarse else _SUM_TOLERANCE
+    chosen, notes = _activation(model, raw[PROBABILITIES_OUTPUT], activation, path, is_binary, tolerance)
 
     def call(batch: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = model.forward(normalised(batch))
@@ -104,10 +112,10 @@ def open_brought(
         )
         return outputs
 
-    if temperature != 1 and chosen == "sigmoid" and not is_binary:
+    probabilities = np.asarray(_activated(tf.constant(raw[PROBABILITIES_OUTPUT]), chosen, is_binary))
+    if temperature != 1 and not (np.abs(probabilities.sum(axis=1) - 1) < _BFLOAT16_SUM_TOLERANCE).all():
         raise SourceError("temperature: classes that do not exclude each other have none; leave it out")
     network = freeze_network(call, preprocess.side_px, temperature)
-    probabilities = np.asarray(_activated(tf.constant(raw[PROBABILITIES_OUTPUT]), chosen, is_binary))
     if temperature != 1:
         probabilities = apply_temperature(probabilities, temperature)
     _check_frozen(network, pixels.numpy(), probabilities, path)
@@ -178,6 +186,8 @@ def parse_preprocess(text: str | None, side_px: int | None, model: Path) -> tupl
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or key not in known:
             raise SourceError(f"preprocess: {_unknown(key, known)}, as key=value")
+        if key in values:
+            raise SourceError(f"preprocess: {key} stands there twice; leave out one")
         values[key] = value
     name = values.pop("pixels", None)
     if name not in PIXEL_RANGES:
@@ -205,20 +215,30 @@ def _unknown(value: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _activation(
-    model: Brought, rows: npt.NDArray[np.float32], asked: str, path: Path, is_binary: bool
+    model: Brought,
+    rows: npt.NDArray[np.float32],
+    asked: str,
+    path: Path,
+    is_binary: bool,
+    tolerance: float,
 ) -> tuple[str, tuple[str, ...]]:
     """Which activation to apply, and what there is to tell of it."""
+    in_range = bool((rows >= 0).all() and (rows <= 1).all())
+    if is_binary and (asked == "softmax" or (asked == "none" and not in_range)):
+        raise SourceError(
+            f"{path}: activation: expected auto or sigmoid for one output and two labels, or none if it is a "
+            f"probability (it goes from {float(rows.min()):.3g} to {float(rows.max()):.3g}), got {asked}"
+        )
     if asked != "auto":
         told = ("classes do not exclude each other: scores do not add up to 1",) if asked == "sigmoid" else ()
         return asked, () if is_binary else told
-    in_range = bool((rows >= 0).all() and (rows <= 1).all())
     if is_binary:
         if in_range and model.is_linear is not True:
             return "none", ()
         return "sigmoid", ("its output is taken for a logit of the second label, and the sigmoid is applied",)
-    if in_range and bool((np.abs(rows.sum(axis=1) - 1) < _SUM_TOLERANCE).all()):
+    if in_range and bool((np.abs(rows.sum(axis=1) - 1) < tolerance).all()):
         return "none", ()
-    if in_range and model.is_linear is not True:
+    if model.is_linear is False or (in_range and model.is_linear is None):
         raise SourceError(
             f"{path}: its outputs are no probabilities of classes that exclude each other (a row adds up to "
             f"{float(rows[0].sum()):.3g}); say --activation none if it is meant to be so, softmax or sigmoid "
@@ -258,6 +278,9 @@ def _load_goldens(
         store, paths = unlabeled_images(folder)
     except DataError as error:
         raise SourceError(f"goldens: {error}") from error
+    others = sorted(_visible_files(folder) - set(paths))
+    if others:
+        raise SourceError(f"goldens: {folder / others[0]}: expected images only; take it out")
     by_folder: dict[str, list[str]] = {}
     for path in sorted(paths):
         by_folder.setdefault(path.rpartition("/")[0], []).append(path)
@@ -268,10 +291,15 @@ def _load_goldens(
         failure = explain_failure(content, preprocess)
         if failure is not None:
             raise SourceError(f"{folder / path}: cannot serve as a golden image: {failure}")
-        folder_name = (folder / path).parent.name
+        class_folder = path.partition("/")[0] if "/" in path else None
         name = f"{index}{Path(path).suffix.lower()}"
-        images.append((name, content, folder_name if folder_name in labels else None))
+        images.append((name, content, class_folder if class_folder in labels else None))
     return images
+
+
+def _visible_files(folder: Path) -> set[str]:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)}
 
 
 def _patterns() -> list[tuple[str, bytes, str | None]]:

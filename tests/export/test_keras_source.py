@@ -480,3 +480,59 @@ def test_a_network_of_keras_applications(photo_dir: Path, labels: Path, tmp_path
     version = export_model(source, tmp_path / "mobile", ExportOptions())
     assert version.check.largest_difference < 1e-5
     assert version.check.lite_difference < 1e-4
+
+
+def test_pixels_that_a_model_of_integers_cannot_take(labels: Path, tmp_path: Path) -> None:
+    image = keras.Input((SIDE_PX, SIDE_PX, 3), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
+    path = saved(keras.Model(image, keras.layers.Dense(3, "softmax")(x)), tmp_path)
+    for text in ("resnet50", "pixels=0..1"):
+        with pytest.raises(SourceError, match="takes pixels in uint8, so it normalises by itself"):
+            open_keras(path, labels, text)
+
+
+@pytest.mark.parametrize("asked", ["softmax", "none"])
+def test_one_output_has_no_softmax(tmp_path: Path, asked: str) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    model = convolutional(None, units=1)
+    model.get_layer("top").set_weights([np.zeros((8, 1)), np.array([5.0])])
+    with pytest.raises(SourceError, match="expected auto or sigmoid for one output and two labels"):
+        open_keras(saved(model, tmp_path), labels, "pixels=0..1", activation=asked)
+
+
+def test_temperatures(labels: Path, tmp_path: Path) -> None:
+    path = saved(convolutional("sigmoid"), tmp_path)
+    with pytest.raises(SourceError, match="classes that do not exclude each other have none"):
+        open_keras(path, labels, "pixels=0..1", activation="none", temperature=2.0)
+    with pytest.raises(SourceError, match="temperature: expected a number above 0, got 0"):
+        open_keras(path, labels, "pixels=0..1", temperature=0)
+
+
+def test_other_activations_give_no_probabilities(labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="its outputs are no probabilities"):
+        open_keras(saved(convolutional("tanh"), tmp_path), labels, "pixels=0..1")
+
+
+def test_probabilities_in_bfloat16(labels: Path, tmp_path: Path) -> None:
+    image = keras.Input((SIDE_PX, SIDE_PX, 3))
+    x = keras.layers.GlobalAveragePooling2D()(image)
+    top = keras.layers.Dense(3, "softmax", dtype="mixed_bfloat16")
+    source = open_keras(saved(keras.Model(image, top(x)), tmp_path), labels, "pixels=0..255")
+    assert source.notes == ()
+
+
+def test_flat_goldens_have_no_label_and_nothing_is_passed_over(
+    photo_dir: Path, labels: Path, tmp_path: Path
+) -> None:
+    path = saved(convolutional(), tmp_path)
+    source = open_keras(path, labels, "pixels=0..1", goldens=photo_dir / "red")
+    assert {golden.label for golden in source.goldens} == {None}
+    (photo_dir / "red" / "notes.txt").write_text("no image")
+    with pytest.raises(SourceError, match=r"goldens: .*notes.txt: expected images only"):
+        open_keras(path, labels, "pixels=0..1", goldens=photo_dir)
+
+
+def test_a_setting_stands_once() -> None:
+    with pytest.raises(SourceError, match="preprocess: pixels stands there twice"):
+        parse_preprocess("pixels=0..1,pixels=0..255", 96, Path("m"))
