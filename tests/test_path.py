@@ -157,6 +157,7 @@ def test_a_new_version_takes_over_without_a_lost_request(serve, models: Path, tr
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the server's CPU time from /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_stop_finishes_what_is_under_way(serve, models: Path, trained: Any, number: signal.Signals) -> None:
     server = serve(models)
     target = server.addresses()["gRPC"]
@@ -192,6 +193,7 @@ def test_a_stop_finishes_what_is_under_way(serve, models: Path, trained: Any, nu
         late.status()
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_is_found(serve, models: Path, trained: Any) -> None:
     image = trained.goldens[0].file
     first = serve(models)
@@ -205,6 +207,7 @@ def test_a_server_that_comes_back_is_found(serve, models: Path, trained: Any) ->
         assert again.end() == 0
 
 
+@pytest.mark.slow
 def test_what_the_server_refuses_to_start_with(serve, models: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken" / "1"

@@ -50,6 +50,7 @@ def export(graftserve, mean_colour: Path, tmp_path: Path):
     return export
 
 
+@pytest.mark.slow
 def test_a_model_is_served_on_trial_before_it_appears(export, tmp_path: Path) -> None:
     status, out, err = export("--json")
     assert status == 0, err
