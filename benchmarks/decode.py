@@ -71,7 +71,7 @@ def _measure(name: str, image: bytes, arguments: argparse.Namespace) -> dict[str
         "part_resize": lambda: resize(reduced),
         "part_orientation": _calling(stage._exif_orientation, content),
         "part_header": _calling(lambda encoded: stage._header_size(encoded, stage._sniff(encoded)), content),
-        "call": _calling(tf.shape, content),
+        "call": _calling(lambda encoded: tf.shape(encoded), content),
     }
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for call in ways.values():

@@ -7,7 +7,7 @@ several rounds; what counts are the ratios within a round.
 
 - parts: decoding 32 images, and the frozen network on 32 decoded ones in batches of 8;
 - request: the signature on 32 images, with validity, labels, ranking and batching, in a Session;
-- callers: 32 threads with one image each, against the network's best batch throughput;
+- callers: 32 threads that ask for one image at a time, against the network's best batch throughput;
 - weights: what a Session takes for each set of outputs, with the weights as shared variables of the folded
   graph and as constants, each in a process of its own.
 """
@@ -45,6 +45,7 @@ from graftserve.training.recipe import Head
 BACKBONE = "efficientnet-lite0"
 CLASSES = 10
 REQUEST = 32
+CALLS = 6  # of each caller
 BATCH = 8
 
 
@@ -155,12 +156,12 @@ def _throughput(folder: Path, network: Network, preprocess: Preprocess, rounds: 
         def request() -> None:
             signatures.run(SERVING_DEFAULT, rows, CLASSIFY_OUTPUTS)
 
+        def caller(row: int) -> None:
+            for _ in range(CALLS):
+                signatures.run(SERVING_DEFAULT, rows[row : row + 1], CLASSIFY_OUTPUTS)
+
         def callers() -> None:
-            threads = [
-                threading.Thread(target=signatures.run, args=(SERVING_DEFAULT, rows[:1], CLASSIFY_OUTPUTS))
-                for _ in range(REQUEST)
-            ]
-            _join(threads)
+            _join([threading.Thread(target=caller, args=(row,)) for row in range(REQUEST)])
 
         def best() -> None:
             _join([threading.Thread(target=run_network) for _ in range(2)])
@@ -170,7 +171,7 @@ def _throughput(folder: Path, network: Network, preprocess: Preprocess, rounds: 
             "network": (run_network, REQUEST),
             "network_two_threads": (best, 2 * REQUEST),
             "request": (request, REQUEST),
-            "callers": (callers, REQUEST),
+            "callers": (callers, CALLS * REQUEST),
         }
         for call, _ in ways.values():
             call()
