@@ -9,6 +9,15 @@ from typing import Final, Generic, TypeVar
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError, Message
 
+from .inference_pb2 import (
+    ClassificationRequest,
+    ClassificationResponse,
+    MultiInferenceRequest,
+    MultiInferenceResponse,
+    RegressionRequest,
+    RegressionResponse,
+)
+from .model_management_pb2 import ReloadConfigRequest, ReloadConfigResponse
 from .prediction_pb2 import (
     GetModelMetadataRequest,
     GetModelMetadataResponse,
@@ -20,10 +29,14 @@ from .prediction_pb2 import (
 )
 
 __all__ = [
+    "CLASSIFY",
     "GET_MODEL_METADATA",
     "GET_MODEL_STATUS",
+    "HANDLE_RELOAD_CONFIG_REQUEST",
     "METHODS",
+    "MULTI_INFERENCE",
     "PREDICT",
+    "REGRESS",
     "SIGNATURE_DEF_FIELD",
     "SIGNATURE_DEF_MAP_TYPE_URL",
     "Method",
@@ -51,6 +64,15 @@ class Method(Generic[RequestT, ResponseT]):
 
 
 PREDICT: Final = Method("tensorflow.serving.PredictionService", "Predict", PredictRequest, PredictResponse)
+CLASSIFY: Final = Method(
+    "tensorflow.serving.PredictionService", "Classify", ClassificationRequest, ClassificationResponse
+)
+REGRESS: Final = Method(
+    "tensorflow.serving.PredictionService", "Regress", RegressionRequest, RegressionResponse
+)
+MULTI_INFERENCE: Final = Method(
+    "tensorflow.serving.PredictionService", "MultiInference", MultiInferenceRequest, MultiInferenceResponse
+)
 GET_MODEL_METADATA: Final = Method(
     "tensorflow.serving.PredictionService",
     "GetModelMetadata",
@@ -60,10 +82,20 @@ GET_MODEL_METADATA: Final = Method(
 GET_MODEL_STATUS: Final = Method(
     "tensorflow.serving.ModelService", "GetModelStatus", GetModelStatusRequest, GetModelStatusResponse
 )
+HANDLE_RELOAD_CONFIG_REQUEST: Final = Method(
+    "tensorflow.serving.ModelService",
+    "HandleReloadConfigRequest",
+    ReloadConfigRequest,
+    ReloadConfigResponse,
+)
 METHODS: Final[tuple[Method[Message, Message], ...]] = (
     PREDICT,  # type: ignore[assignment]  # read as what it is above: a method of some messages
+    CLASSIFY,
+    REGRESS,
+    MULTI_INFERENCE,
     GET_MODEL_METADATA,
     GET_MODEL_STATUS,
+    HANDLE_RELOAD_CONFIG_REQUEST,
 )
 
 SIGNATURE_DEF_FIELD: Final = "signature_def"

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0graftserve/client/wire/model_server_config.proto\x12\x0fgraftserve.wire\"\xa2\x02\n\x12ModelVersionPolicy\x12<\n\x06latest\x18\x64 \x01(\x0b\x32*.graftserve.wire.ModelVersionPolicy.LatestH\x00\x12\x36\n\x03\x61ll\x18\x65 \x01(\x0b\x32\'.graftserve.wire.ModelVersionPolicy.AllH\x00\x12@\n\x08specific\x18\x66 \x01(\x0b\x32,.graftserve.wire.ModelVersionPolicy.SpecificH\x00\x1a\x1e\n\x06Latest\x12\x14\n\x0cnum_versions\x18\x01 \x01(\r\x1a\x05\n\x03\x41ll\x1a\x1c\n\x08Specific\x12\x10\n\x08versions\x18\x01 \x03(\x03\x42\x0f\n\rpolicy_choice\"\x88\x02\n\x0bModelConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_path\x18\x02 \x01(\t\x12\x16\n\x0emodel_platform\x18\x04 \x01(\t\x12\x41\n\x14model_version_policy\x18\x07 \x01(\x0b\x32#.graftserve.wire.ModelVersionPolicy\x12G\n\x0eversion_labels\x18\x08 \x03(\x0b\x32/.graftserve.wire.ModelConfig.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"?\n\x0fModelConfigList\x12,\n\x06\x63onfig\x18\x01 \x03(\x0b\x32\x1c.graftserve.wire.ModelConfig\"P\n\x11ModelServerConfig\x12;\n\x11model_config_list\x18\x01 \x01(\x0b\x32 .graftserve.wire.ModelConfigListb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0graftserve/client/wire/model_server_config.proto\x12\x0fgraftserve.wire\x1a\x19google/protobuf/any.proto\"\xa2\x02\n\x12ModelVersionPolicy\x12<\n\x06latest\x18\x64 \x01(\x0b\x32*.graftserve.wire.ModelVersionPolicy.LatestH\x00\x12\x36\n\x03\x61ll\x18\x65 \x01(\x0b\x32\'.graftserve.wire.ModelVersionPolicy.AllH\x00\x12@\n\x08specific\x18\x66 \x01(\x0b\x32,.graftserve.wire.ModelVersionPolicy.SpecificH\x00\x1a\x1e\n\x06Latest\x12\x14\n\x0cnum_versions\x18\x01 \x01(\r\x1a\x05\n\x03\x41ll\x1a\x1c\n\x08Specific\x12\x10\n\x08versions\x18\x01 \x03(\x03\x42\x0f\n\rpolicy_choice\";\n\x12LogCollectorConfig\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x17\n\x0f\x66ilename_prefix\x18\x02 \x01(\t\"\'\n\x0eSamplingConfig\x12\x15\n\rsampling_rate\x18\x01 \x01(\x01\"\x8c\x01\n\rLoggingConfig\x12\x41\n\x14log_collector_config\x18\x01 \x01(\x0b\x32#.graftserve.wire.LogCollectorConfig\x12\x38\n\x0fsampling_config\x18\x02 \x01(\x0b\x32\x1f.graftserve.wire.SamplingConfig\"\xc4\x03\n\x0bModelConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_path\x18\x02 \x01(\t\x12>\n\nmodel_type\x18\x03 \x01(\x0e\x32&.graftserve.wire.ModelConfig.ModelTypeB\x02\x18\x01\x12\x16\n\x0emodel_platform\x18\x04 \x01(\t\x12\x36\n\x0elogging_config\x18\x06 \x01(\x0b\x32\x1e.graftserve.wire.LoggingConfig\x12\x41\n\x14model_version_policy\x18\x07 \x01(\x0b\x32#.graftserve.wire.ModelVersionPolicy\x12G\n\x0eversion_labels\x18\x08 \x03(\x0b\x32/.graftserve.wire.ModelConfig.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"B\n\tModelType\x12\x1a\n\x16MODEL_TYPE_UNSPECIFIED\x10\x00\x12\x0e\n\nTENSORFLOW\x10\x01\x12\t\n\x05OTHER\x10\x02\"?\n\x0fModelConfigList\x12,\n\x06\x63onfig\x18\x01 \x03(\x0b\x32\x1c.graftserve.wire.ModelConfig\"\x91\x01\n\x11ModelServerConfig\x12=\n\x11model_config_list\x18\x01 \x01(\x0b\x32 .graftserve.wire.ModelConfigListH\x00\x12\x33\n\x13\x63ustom_model_config\x18\x02 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\x08\n\x06\x63onfigb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +34,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELCONFIG_VERSIONLABELSENTRY']._loaded_options = None
   _globals['_MODELCONFIG_VERSIONLABELSENTRY']._serialized_options = b'8\001'
-  _globals['_MODELVERSIONPOLICY']._serialized_start=70
-  _globals['_MODELVERSIONPOLICY']._serialized_end=360
-  _globals['_MODELVERSIONPOLICY_LATEST']._serialized_start=276
-  _globals['_MODELVERSIONPOLICY_LATEST']._serialized_end=306
-  _globals['_MODELVERSIONPOLICY_ALL']._serialized_start=308
-  _globals['_MODELVERSIONPOLICY_ALL']._serialized_end=313
-  _globals['_MODELVERSIONPOLICY_SPECIFIC']._serialized_start=315
-  _globals['_MODELVERSIONPOLICY_SPECIFIC']._serialized_end=343
-  _globals['_MODELCONFIG']._serialized_start=363
-  _globals['_MODELCONFIG']._serialized_end=627
-  _globals['_MODELCONFIG_VERSIONLABELSENTRY']._serialized_start=575
-  _globals['_MODELCONFIG_VERSIONLABELSENTRY']._serialized_end=627
-  _globals['_MODELCONFIGLIST']._serialized_start=629
-  _globals['_MODELCONFIGLIST']._serialized_end=692
-  _globals['_MODELSERVERCONFIG']._serialized_start=694
-  _globals['_MODELSERVERCONFIG']._serialized_end=774
+  _globals['_MODELCONFIG'].fields_by_name['model_type']._loaded_options = None
+  _globals['_MODELCONFIG'].fields_by_name['model_type']._serialized_options = b'\030\001'
+  _globals['_MODELVERSIONPOLICY']._serialized_start=97
+  _globals['_MODELVERSIONPOLICY']._serialized_end=387
+  _globals['_MODELVERSIONPOLICY_LATEST']._serialized_start=303
+  _globals['_MODELVERSIONPOLICY_LATEST']._serialized_end=333
+  _globals['_MODELVERSIONPOLICY_ALL']._serialized_start=335
+  _globals['_MODELVERSIONPOLICY_ALL']._serialized_end=340
+  _globals['_MODELVERSIONPOLICY_SPECIFIC']._serialized_start=342
+  _globals['_MODELVERSIONPOLICY_SPECIFIC']._serialized_end=370
+  _globals['_LOGCOLLECTORCONFIG']._serialized_start=389
+  _globals['_LOGCOLLECTORCONFIG']._serialized_end=448
+  _globals['_SAMPLINGCONFIG']._serialized_start=450
+  _globals['_SAMPLINGCONFIG']._serialized_end=489
+  _globals['_LOGGINGCONFIG']._serialized_start=492
+  _globals['_LOGGINGCONFIG']._serialized_end=632
+  _globals['_MODELCONFIG']._serialized_start=635
+  _globals['_MODELCONFIG']._serialized_end=1087
+  _globals['_MODELCONFIG_VERSIONLABELSENTRY']._serialized_start=967
+  _globals['_MODELCONFIG_VERSIONLABELSENTRY']._serialized_end=1019
+  _globals['_MODELCONFIG_MODELTYPE']._serialized_start=1021
+  _globals['_MODELCONFIG_MODELTYPE']._serialized_end=1087
+  _globals['_MODELCONFIGLIST']._serialized_start=1089
+  _globals['_MODELCONFIGLIST']._serialized_end=1152
+  _globals['_MODELSERVERCONFIG']._serialized_start=1155
+  _globals['_MODELSERVERCONFIG']._serialized_end=1300
 # @@protoc_insertion_point(module_scope)

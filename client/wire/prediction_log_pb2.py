@@ -22,18 +22,25 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from graftserve.client.wire import inference_pb2 as graftserve_dot_client_dot_wire_dot_inference__pb2
 from graftserve.client.wire import prediction_pb2 as graftserve_dot_client_dot_wire_dot_prediction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+graftserve/client/wire/prediction_log.proto\x12\x0fgraftserve.wire\x1a\'graftserve/client/wire/prediction.proto\"r\n\nPredictLog\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.graftserve.wire.PredictRequest\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32 .graftserve.wire.PredictResponse\"O\n\rPredictionLog\x12\x32\n\x0bpredict_log\x18\x06 \x01(\x0b\x32\x1b.graftserve.wire.PredictLogH\x00\x42\n\n\x08log_typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+graftserve/client/wire/prediction_log.proto\x12\x0fgraftserve.wire\x1a&graftserve/client/wire/inference.proto\x1a\'graftserve/client/wire/prediction.proto\"\x81\x01\n\x0b\x43lassifyLog\x12\x37\n\x07request\x18\x01 \x01(\x0b\x32&.graftserve.wire.ClassificationRequest\x12\x39\n\x08response\x18\x02 \x01(\x0b\x32\'.graftserve.wire.ClassificationResponse\"x\n\nRegressLog\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".graftserve.wire.RegressionRequest\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32#.graftserve.wire.RegressionResponse\"r\n\nPredictLog\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.graftserve.wire.PredictRequest\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32 .graftserve.wire.PredictResponse\"\x87\x01\n\x11MultiInferenceLog\x12\x37\n\x07request\x18\x01 \x01(\x0b\x32&.graftserve.wire.MultiInferenceRequest\x12\x39\n\x08response\x18\x02 \x01(\x0b\x32\'.graftserve.wire.MultiInferenceResponse\"\xfc\x01\n\rPredictionLog\x12\x34\n\x0c\x63lassify_log\x18\x02 \x01(\x0b\x32\x1c.graftserve.wire.ClassifyLogH\x00\x12\x32\n\x0bregress_log\x18\x03 \x01(\x0b\x32\x1b.graftserve.wire.RegressLogH\x00\x12\x41\n\x13multi_inference_log\x18\x04 \x01(\x0b\x32\".graftserve.wire.MultiInferenceLogH\x00\x12\x32\n\x0bpredict_log\x18\x06 \x01(\x0b\x32\x1b.graftserve.wire.PredictLogH\x00\x42\n\n\x08log_typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graftserve.client.wire.prediction_log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREDICTLOG']._serialized_start=105
-  _globals['_PREDICTLOG']._serialized_end=219
-  _globals['_PREDICTIONLOG']._serialized_start=221
-  _globals['_PREDICTIONLOG']._serialized_end=300
+  _globals['_CLASSIFYLOG']._serialized_start=146
+  _globals['_CLASSIFYLOG']._serialized_end=275
+  _globals['_REGRESSLOG']._serialized_start=277
+  _globals['_REGRESSLOG']._serialized_end=397
+  _globals['_PREDICTLOG']._serialized_start=399
+  _globals['_PREDICTLOG']._serialized_end=513
+  _globals['_MULTIINFERENCELOG']._serialized_start=516
+  _globals['_MULTIINFERENCELOG']._serialized_end=651
+  _globals['_PREDICTIONLOG']._serialized_start=654
+  _globals['_PREDICTIONLOG']._serialized_end=906
 # @@protoc_insertion_point(module_scope)

@@ -92,7 +92,7 @@ class FakeServer:
                     response_serializer=method.response.SerializeToString,
                 )
                 for method in METHODS
-                if method.service == service
+                if method.service == service and method.name in answers
             }
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
@@ -250,21 +250,29 @@ def serving_apis(tensorflow: Any) -> Any:
         from tensorflow_serving.apis import (
             get_model_metadata_pb2,
             get_model_status_pb2,
+            model_management_pb2,
             model_pb2,
             predict_pb2,
             prediction_log_pb2,
             status_pb2,
         )
-        from tensorflow_serving.config import model_server_config_pb2
+        from tensorflow_serving.config import (
+            log_collector_config_pb2,
+            logging_config_pb2,
+            model_server_config_pb2,
+        )
     modules = (
         tensor_pb2,
         meta_graph_pb2,
         get_model_metadata_pb2,
         get_model_status_pb2,
+        model_management_pb2,
         model_pb2,
         predict_pb2,
         prediction_log_pb2,
         status_pb2,
+        log_collector_config_pb2,
+        logging_config_pb2,
         model_server_config_pb2,
     )
     names: dict[str, Any] = {}

@@ -82,6 +82,26 @@ MESSAGES = [
             }
         },
     ),
+    (
+        "ReloadConfigRequest",
+        {
+            "config": {
+                "modelConfigList": {
+                    "config": [
+                        {
+                            "name": "m",
+                            "modelType": "TENSORFLOW",
+                            "loggingConfig": {
+                                "logCollectorConfig": {"type": "file", "filenamePrefix": "/logs/m"},
+                                "samplingConfig": {"samplingRate": 0.5},
+                            },
+                        }
+                    ]
+                }
+            }
+        },
+    ),
+    ("ReloadConfigResponse", {"status": {"errorCode": "ABORTED", "errorMessage": "later"}}),
 ]
 
 
