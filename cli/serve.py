@@ -1,10 +1,11 @@
 """`graftserve serve`: the embedded server, with tensorflow_model_server's flags."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
-from graftserve.serving.flags import FLAGS, Options, parse_args
+from graftserve.serving.flags import FLAGS, VERSION_FLAG, Options, parse_args
 
 from .output import import_tensorflow, require_extra
 
@@ -19,24 +20,38 @@ class _ServeCommand(click.Command):
         if {"-h", "--help"} & set(args):
             return super().parse_args(ctx, args)
         try:
-            ctx.params["options"] = Options.from_flags(parse_args(args))
+            values = parse_args(args)
+            if values.get(VERSION_FLAG.name):
+                _print_version(ctx)
+            ctx.params["options"] = Options.from_flags(values)
         except ValueError as error:
             raise click.UsageError(str(error), ctx) from error
         return []
 
 
+def _print_version(ctx: click.Context) -> None:
+    """As the real server words it, for scripts that read it."""
+    try:
+        library = version("tensorflow")
+    except PackageNotFoundError:
+        library = "not installed"
+    click.echo(f"TensorFlow ModelServer: graftserve {version('graftserve')}\nTensorFlow Library: {library}")
+    ctx.exit()
+
+
 def _help_only(name: str, kind: type, default: Any, text: str) -> click.Option:
-    shown = "required" if default is None else f"default: {str(default).lower() if kind is bool else default}"
+    shown = str(default).lower() if kind is bool else default
     return click.Option(
         [f"--{name}"],
         metavar="BOOLEAN" if kind is bool else {str: "TEXT", int: "INTEGER", float: "NUMBER"}[kind],
-        help=f"{text}  [{shown}]",
+        help=text if default == "" else f"{text}  [default: {shown}]",
         expose_value=False,
     )
 
 
 def _serve(options: Options) -> None:
-    require_extra("cheroot", "serving")
+    for package in ("cheroot", "grpc_health", "grpc_reflection", "prometheus_client"):
+        require_extra(package, "serving")
     import_tensorflow("serving")
     from graftserve.serving.app import run
 
@@ -46,7 +61,7 @@ def _serve(options: Options) -> None:
 command = _ServeCommand(
     "serve",
     callback=_serve,
-    params=[_help_only(flag.name, flag.type, flag.default, flag.help) for flag in FLAGS],
+    params=[_help_only(flag.name, flag.type, flag.default, flag.help) for flag in (*FLAGS, VERSION_FLAG)],
     help="""Serve a model's versions over gRPC and REST, as tensorflow_model_server does.
 
     A version that appears in the model's folder is loaded while the one before keeps serving. SIGTERM and

@@ -12,18 +12,23 @@ import queue
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
+from graftserve.client.wire import MonitoringConfig, SSLConfig
+
+from .config import read_models, read_text_proto
+from .core import ServerCore
 from .errors import Code, ServingError
 from .flags import Options
-from .grpc_api import GrpcServer
+from .grpc_api import GrpcServer, GrpcSettings
 from .manager import AspiredVersionsManager
+from .metrics import Metrics
 from .policy import State
 from .poller import Poller
-from .rest_api import RestApi, RestServer
+from .rest_api import RestApi, RestServer, RestSettings
 from .servable import Engine
 from .service import ModelServiceImpl, PredictionServiceImpl
-from .source import FileSystemStoragePathSource, MonitoredServable
 
 __all__ = ["Server", "run"]
 
@@ -32,6 +37,9 @@ _log = logging.getLogger(__name__)
 # For what cannot be interrupted: a request's last operation after it was cut off, and the load of a version.
 _CUT_OFF_TIMEOUT_S = 2.0
 _UNLOAD_TIMEOUT_S = 10.0
+
+# Source: tensorflow_serving/model_servers/http_server.cc.
+_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 # Python runs signal handlers when the main thread wakes up, and a signal that comes just as it falls asleep
 # does not wake it: it must not sleep for long.
@@ -46,36 +54,52 @@ class Server:
         ...
         server.stop()
 
-    engine: what loads and runs models; None is TensorFlow. `start` and `stop` are called once each, `stop`
-    from any thread, also while `start` is at work.
+    engine: what loads and runs models; None is what the options say. `start` and `stop` are called once
+    each, `stop` from any thread, also while `start` is at work.
     """
 
     def __init__(self, options: Options, engine: Engine | None = None) -> None:
         self.options = options
+        self.metrics = Metrics(is_known=self._is_known, access_log=options.access_log)
         self._engine = engine
-        self._source = FileSystemStoragePathSource([MonitoredServable(options.model_name, options.base_path)])
         self._manager: AspiredVersionsManager | None = None
-        self._poller: Poller | None = None
+        self._core: ServerCore | None = None
+        self._pollers: list[Poller] = []
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
+        self._config_file_trouble = ""
+        self._config_file_seen = b""
         self._lock = threading.Lock()  # between `start` and `stop`
         self._stopping = threading.Event()
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Load the model, then open the ports.
+        """Load the models, then open the ports.
 
-        Raises ServingError if there is nothing to serve, if no version could be loaded (naming each error),
-        or if a port cannot be had; nothing is left running then.
+        Raises ServingError if there is nothing to serve, if a model has no version that could be loaded
+        (naming each error), if a file that a flag names cannot be used, or if a port cannot be had; nothing
+        is left running then.
         """
+        options = self.options
         try:
-            versions = self._source.poll_at_start()
-            manager = self._start_manager()
-            for name, paths in versions.items():
-                manager.set_aspired_versions(name, paths)
-            for name in versions:
-                self._await_first_version(manager, name)
-            self._open_ports(manager)
+            monitoring, tls = MonitoringConfig(), None
+            if options.monitoring_config_file:
+                file = Path(options.monitoring_config_file)
+                read_text_proto(file, monitoring, "--monitoring_config_file")
+            if options.ssl_config_file:
+                tls = read_text_proto(Path(options.ssl_config_file), SSLConfig(), "--ssl_config_file")
+            if options.model_config_file:
+                self._config_file_seen = _content(Path(options.model_config_file))
+            models = read_models(options)
+            manager, core = self._start_manager()
+            try:
+                core.start(models)
+            except ServingError:
+                self._raise_if_stopping()
+                raise
+            self._raise_if_stopping()
+            self._open_ports(manager, core, monitoring, tls)
+            self._start_pollers(core)
         except BaseException:
             self.stop(0)
             raise
@@ -101,12 +125,15 @@ class Server:
 
     def describe(self) -> str:
         """One line on what is served where."""
-        name = self.options.model_name
-        available = [state for state in self.manager.states(name) if state.state is State.AVAILABLE]
-        versions = ", ".join(str(state.id.version) for state in available)
+        models = []
+        for name in self.manager.names():
+            available = [state.id for state in self.manager.states(name) if state.state is State.AVAILABLE]
+            versions = ", ".join(str(servable.version) for servable in available)
+            engines = sorted({self.manager.engine_of(name, servable.version) for servable in available})
+            models.append(f"model {name} version {versions} ({', '.join(engines)})")
         host = self.options.host
         rest = "off" if self.rest_port is None else _address(host, self.rest_port)
-        return f"model {name} version {versions}, gRPC {_address(host, self.grpc_port)}, REST {rest}"
+        return f"{', '.join(models)}, gRPC {_address(host, self.grpc_port)}, REST {rest}"
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server has stopped; returns whether it has."""
@@ -123,8 +150,9 @@ class Server:
         with self._lock:
             doors = [door for door in (self._grpc, self._rest) if door is not None]
             manager = self._manager
-        if self._poller is not None:
-            self._poller.stop()
+            pollers = list(self._pollers)
+        for poller in pollers:
+            poller.stop()
         # Both at once: they share the grace.
         closers = [threading.Thread(target=door.stop, args=(grace_s,), daemon=True) for door in doors]
         give_up_s = time.monotonic() + grace_s + _CUT_OFF_TIMEOUT_S
@@ -134,64 +162,116 @@ class Server:
             closer.join(max(0.0, give_up_s - time.monotonic()))
         clean = not any(closer.is_alive() for closer in closers)
         if manager is not None:
+            # Before the pollers: one of them may be waiting for a load.
             clean = manager.stop(_UNLOAD_TIMEOUT_S) and clean
+        for poller in pollers:
+            clean = poller.join(_CUT_OFF_TIMEOUT_S) and clean
         self._stopped.set()
         return clean
 
-    def _start_manager(self) -> AspiredVersionsManager:
+    def _start_manager(self) -> tuple[AspiredVersionsManager, ServerCore]:
         options = self.options
         engine = self._engine
         if engine is None:
-            from .loader import TensorFlowEngine  # takes seconds, and a server with another engine needs none
+            from .engines import ModelEngine  # takes seconds, and a server with another engine needs none
 
-            engine = TensorFlowEngine(
-                tags=options.tags,
-                enable_warmup=options.enable_model_warmup,
-                intra_op_parallelism=options.tensorflow_intra_op_parallelism,
-                inter_op_parallelism=options.tensorflow_inter_op_parallelism,
-            )
+            engine = ModelEngine(options, self.metrics)
         with self._lock:
             self._raise_if_stopping()
             self._manager = AspiredVersionsManager(
                 engine,
+                num_load_threads=options.num_load_threads,
+                num_unload_threads=options.num_unload_threads,
                 max_num_load_retries=options.max_num_load_retries,
                 load_retry_interval_s=options.load_retry_interval_s,
             )
-            return self._manager
+            self._core = ServerCore(
+                self._manager,
+                allow_labels_for_unavailable=options.allow_version_labels_for_unavailable_models,
+            )
+            self.metrics.watch(self._manager)
+            return self._manager, self._core
 
-    def _await_first_version(self, manager: AspiredVersionsManager, name: str) -> None:
-        def settled() -> bool:
-            states = {state.state for state in manager.states(name)}
-            return State.AVAILABLE in states or states <= {State.END}
-
-        manager.wait_until(settled)
-        self._raise_if_stopping()
-        states = manager.states(name)
-        if not any(state.state is State.AVAILABLE for state in states):
-            errors = "; ".join(f"model {state.id}: {state.error}" for state in states)
-            raise ServingError(Code.UNAVAILABLE, f"No version could be loaded: {errors}")
-
-    def _open_ports(self, manager: AspiredVersionsManager) -> None:
+    def _open_ports(
+        self,
+        manager: AspiredVersionsManager,
+        core: ServerCore,
+        monitoring: MonitoringConfig,
+        tls: SSLConfig | None,
+    ) -> None:
         options = self.options
-        prediction, model = PredictionServiceImpl(manager), ModelServiceImpl(manager)
+        prediction = PredictionServiceImpl(
+            core, manager, check_method_names=options.enable_signature_method_name_check
+        )
+        model = ModelServiceImpl(core, manager)
+        prometheus = monitoring.prometheus_config
+        rest_settings = RestSettings(
+            timeout_s=options.rest_timeout_s,
+            max_body_bytes=options.max_message_bytes,
+            allow_cors=options.rest_api_enable_cors_support,
+            metrics_path=(prometheus.path or _METRICS_PATH) if prometheus.enable else "",
+        )
+        grpc_settings = GrpcSettings(
+            _address(options.host, options.port),
+            socket_path=options.grpc_socket_path,
+            max_threads=options.grpc_threads,
+            max_queued=options.max_queued_requests,
+            max_message_bytes=options.max_message_bytes,
+            channel_arguments=options.channel_arguments,
+            tls=tls,
+            packed_tensors=options.enable_serialization_as_tensor_content,
+            serve_health=options.enable_grpc_healthcheck_service,
+        )
+
         with self._lock:
             self._raise_if_stopping()
             if options.rest_api_port:
-                api = RestApi(prediction, model, timeout_s=options.rest_timeout_s)
+                api = RestApi(rest_settings, prediction, model, self.metrics)
                 rest = RestServer(
-                    options.host, max(0, options.rest_api_port), api, num_threads=options.rest_threads
+                    *(options.host, max(0, options.rest_api_port), api),
+                    num_threads=options.rest_threads,
+                    max_queued=options.max_queued_requests,
                 )
                 rest.start()
                 self._rest = rest
-            self._grpc = GrpcServer(
-                _address(options.host, options.port), prediction, model, max_threads=options.grpc_threads
-            )
+            self._grpc = GrpcServer(grpc_settings, prediction, model, self.metrics)
+            self._grpc.watch(manager)
             self._grpc.start()
+
+    def _start_pollers(self, core: ServerCore) -> None:
+        options = self.options
+        with self._lock:
+            self._raise_if_stopping()
             if options.file_system_poll_wait_seconds > 0:
-                self._poller = Poller(
-                    self._source, manager.set_aspired_versions, options.file_system_poll_wait_seconds
-                )
-                self._poller.start()
+                wait_s = options.file_system_poll_wait_seconds
+                self._pollers.append(Poller(core.poll, wait_s, "graftserve-poller"))
+            if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
+                wait_s = options.model_config_file_poll_wait_seconds
+                self._pollers.append(Poller(self._poll_config_file, wait_s, "graftserve-config-poller"))
+            for poller in self._pollers:
+                poller.start()
+
+    def _poll_config_file(self) -> None:
+        """Follow an edited file. One that cannot be used is logged, and what is served stays."""
+        core = self._core
+        if core is None:
+            return
+        try:
+            content = _content(Path(self.options.model_config_file))
+            if content == self._config_file_seen:
+                return
+            core.reload(read_models(self.options))
+        except ServingError as exc:
+            # A label may wait for its version, or a folder for its first one: it is tried again.
+            if exc.message != self._config_file_trouble:
+                _log.error("the model configuration stays as it is: %s", exc.message)
+            self._config_file_trouble = exc.message
+            return
+        self._config_file_seen = content
+        self._config_file_trouble = ""
+
+    def _is_known(self, name: str) -> bool:
+        return self._manager is not None and self._manager.is_known(name)
 
     def _raise_if_stopping(self) -> None:
         if self._stopping.is_set():
@@ -266,3 +346,10 @@ def run(options: Options, engine: Engine | None = None) -> int:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # told by whoever reads it to use it
+        return b""

@@ -25,7 +25,20 @@ from graftserve.client.wire.tensors import TensorError, dtype_name
 from .errors import Code, ServingError
 from .servable import Array, Signature
 
-__all__ = ["PredictBody", "decode_inputs", "encode_outputs", "parse_predict_body"]
+__all__ = [
+    "JSON_NAMES",
+    "PredictBody",
+    "decode_inputs",
+    "decode_string",
+    "encode_outputs",
+    "invalid",
+    "is_base64",
+    "lossy",
+    "parse_document",
+    "parse_predict_body",
+    "show",
+    "to_json",
+]
 
 _BYTES_SUFFIX = "_bytes"
 _MAX_SHOWN = 200  # characters of an offending value in a message
@@ -50,7 +63,7 @@ _TYPE_NAMES = {
     "float64": "double",
     "float16": "half",
 }  # TensorFlow's where NumPy's differ
-_JSON_NAMES = {
+JSON_NAMES: Mapping[type, str] = {
     type(None): "Null",
     bool: "Boolean",
     dict: "Object",
@@ -59,6 +72,7 @@ _JSON_NAMES = {
     int: "Number",
     float: "Number",
 }
+"""What JSON calls the types that its parser gives."""
 
 
 @dataclass(frozen=True)
@@ -70,45 +84,57 @@ class PredictBody:
     value: Any
 
 
-def parse_predict_body(body: bytes) -> PredictBody:
-    """Raises ServingError (INVALID_ARGUMENT) if it is not JSON or not a predict request."""
+def parse_document(body: bytes) -> tuple[dict[str, Any], str]:
+    """A request's JSON object, and the signature that it names; empty if none.
+
+    Raises ServingError (INVALID_ARGUMENT).
+    """
     if not body:
-        raise _invalid("JSON Parse error: The document is empty")
+        raise invalid("JSON Parse error: The document is empty")
     try:
         document = json.loads(body)
     except json.JSONDecodeError as exc:
-        raise _invalid(f"JSON Parse error: {exc.msg} at offset: {exc.pos}") from exc
-    except (UnicodeDecodeError, RecursionError, ValueError) as exc:
-        raise _invalid(f"JSON Parse error: {exc}") from exc
+        raise invalid(f"JSON Parse error: {exc.msg} at offset: {exc.pos}") from exc
+    except RecursionError as exc:
+        raise invalid("JSON Parse error: Expected fewer levels of lists and objects in each other") from exc
+    except ValueError as exc:  # not Unicode, or an integer of thousands of digits
+        raise invalid(f"JSON Parse error: {exc}") from exc
     if not isinstance(document, dict):
-        raise _invalid(f"JSON Value: {_show(document)} Is not object")
-    signature_name = document.get("signature_name", "")
-    if not isinstance(signature_name, str):
-        raise _invalid(
-            f"JSON Value: {_show(document)} not formatted correctly. "
+        raise invalid(f"JSON Value: {show(document)} Is not object")
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid(
+            f"JSON Value: {show(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
+    decode_string(name)  # refuses half of a surrogate pair
+    return document, name
+
+
+def parse_predict_body(body: bytes) -> PredictBody:
+    """Raises ServingError (INVALID_ARGUMENT) if it is not JSON or not a predict request."""
+    document, signature_name = parse_document(body)
     if "instances" in document and "inputs" in document:
-        raise _invalid(
-            f"JSON Value: {_show(document)} Not formatted correctly expecting only one of 'inputs' or "
+        raise invalid(
+            f"JSON Value: {show(document)} Not formatted correctly expecting only one of 'inputs' or "
             "'instances' keys to exist "
         )
     if "inputs" in document:
         return PredictBody(signature_name, False, document["inputs"])
     if "instances" not in document:
-        raise _invalid("Missing 'inputs' or 'instances' key")
+        raise invalid("Missing 'inputs' or 'instances' key")
     instances = document["instances"]
     if not isinstance(instances, list):
-        raise _invalid(f"JSON Value: {_show(document)} Expecting 'instances' to be an list/array")
+        raise invalid(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
     if not instances:
-        raise _invalid(f"JSON Value: {_show(document)} No values in 'instances' array")
+        raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
     return PredictBody(signature_name, True, instances)
 
 
 def decode_inputs(body: PredictBody, signature: Signature) -> dict[str, Array]:
     """The request's arrays by input name. Raises ServingError (INVALID_ARGUMENT)."""
     if not signature.inputs:
-        raise _invalid(f"Failed to get input map for signature: {signature.name}")
+        raise invalid(f"Failed to get input map for signature: {signature.name}")
     return _decode_rows(body.value, signature) if body.row_form else _decode_columns(body.value, signature)
 
 
@@ -119,18 +145,18 @@ def encode_outputs(outputs: Mapping[str, Array], *, row_form: bool) -> bytes:
     Raises ServingError (INVALID_ARGUMENT) if the outputs' first axes differ, in row form.
     """
     if not outputs:
-        raise _invalid("Cannot convert empty tensor map to JSON")
+        raise invalid("Cannot convert empty tensor map to JSON")
     if row_form:
         sizes = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
         expected = next(iter(sizes.values()))
         for name, size in sizes.items():
             if size is None:
-                raise _invalid(f"Tensor name: {name} has no shape information ")
+                raise invalid(f"Tensor name: {name} has no shape information ")
             if size != expected:
-                raise _invalid(
+                raise invalid(
                     f"Tensor name: {name} has inconsistent batch size: {size} expecting: {expected}"
                 )
-    values = {name: _to_json(name, array) for name, array in outputs.items()}
+    values = {name: to_json(name, array) for name, array in outputs.items()}
     answer: dict[str, Any]
     if len(values) == 1:
         answer = {"predictions" if row_form else "outputs": next(iter(values.values()))}
@@ -146,21 +172,21 @@ def _decode_rows(instances: list[Any], signature: Signature) -> dict[str, Array]
     inputs = signature.inputs
     if not _is_named(instances[0]):
         if len(inputs) > 1:
-            raise _invalid(
+            raise invalid(
                 "instances is a plain list, but expecting list of objects as multiple input tensors required "
                 "as per tensorinfo_map"
             )
         for index, row in enumerate(instances):
             if _is_named(row):
-                raise _invalid(f"Expecting value/list but got object at item {index} of input list")
+                raise invalid(f"Expecting value/list but got object at item {index} of input list")
         ((name, spec),) = inputs.items()
         return {name: _decode_batch(instances, spec.data_type, "")}
     for index, row in enumerate(instances):
         if not _is_named(row):
-            raise _invalid(f"Expecting object but got list at item {index} of input list")
+            raise invalid(f"Expecting object but got list at item {index} of input list")
         if row.keys() != inputs.keys():
-            raise _invalid(
-                f"Failed to process element: {index} of 'instances' list. JSON object: {_show(row)} keys "
+            raise invalid(
+                f"Failed to process element: {index} of 'instances' list. JSON object: {show(row)} keys "
                 f"must be equal to: {','.join(sorted(inputs))}"
             )
     return {
@@ -179,12 +205,12 @@ def _decode_batch(rows: list[Any], data_type: int, key: str) -> Array:
             try:
                 shapes.append(_decode_tensor(row, data_type).shape)
             except ServingError as exc:
-                raise _invalid(
+                raise invalid(
                     f"Failed to process element: {index}{key} of 'instances' list. Error: {exc}"
                 ) from exc
             if shapes[index] != shapes[0]:
                 expected, got = list(shapes[0]), list(shapes[index])
-                raise _invalid(
+                raise invalid(
                     f"Failed to process element: {index}{key} of 'instances' list. Error: "
                     f"INVALID_ARGUMENT: Expecting shape {expected} but got: {got}"
                 ) from None
@@ -195,7 +221,7 @@ def _decode_columns(value: Any, signature: Signature) -> dict[str, Array]:
     inputs = signature.inputs
     if not _is_named(value):
         if len(inputs) > 1:
-            raise _invalid(
+            raise invalid(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as "
                 "per tensorinfo_map"
             )
@@ -203,7 +229,7 @@ def _decode_columns(value: Any, signature: Signature) -> dict[str, Array]:
         return {name: _decode_tensor(value, spec.data_type)}
     for name in inputs:
         if name not in value:
-            raise _invalid(f"Missing named input: {name} in 'inputs' object.")
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
     return {name: _decode_tensor(value[name], spec.data_type) for name, spec in inputs.items()}
 
 
@@ -218,15 +244,15 @@ def _decode_tensor(value: Any, data_type: int) -> Array:
             break
         if len(kinds) > 1:
             stray = next(item for item in level if type(item) is not list)
-            raise _invalid(
-                f"JSON Value: {_show(stray)} found at incorrect level: {len(shape) + 1} in the JSON DOM. "
+            raise invalid(
+                f"JSON Value: {show(stray)} found at incorrect level: {len(shape) + 1} in the JSON DOM. "
                 "Expected a list there, as beside it: every list must be nested equally deep"
             )
         sizes = set(map(len, level))
         if len(sizes) > 1:
             expected = len(level[0])
             size = next(len(item) for item in level if len(item) != expected)
-            raise _invalid(
+            raise invalid(
                 f"Encountered list at unexpected size: {size} at level: {len(shape)} "
                 f"expected size: {expected}"
             )
@@ -235,7 +261,7 @@ def _decode_tensor(value: Any, data_type: int) -> Array:
     try:
         return _decode_values(level, data_type).reshape(shape)
     except ValueError as exc:  # more dimensions than NumPy has
-        raise _invalid(f"Expected at most 64 levels of lists, got {len(shape)}") from exc
+        raise invalid(f"Expected at most 64 levels of lists, got {len(shape)}") from exc
 
 
 def _decode_values(values: Sequence[Any], data_type: int) -> Array:
@@ -255,7 +281,7 @@ def _decode_values(values: Sequence[Any], data_type: int) -> Array:
     if data_type == DataType.DT_STRING:
         _check_types(values, {str, dict}, data_type)
         array = np.empty(len(values), object)
-        array[:] = [_decode_string(value) for value in values]
+        array[:] = [decode_string(value) for value in values]
         return array
     raise ServingError(Code.UNIMPLEMENTED, f"Conversion of JSON values to type: {_type_name(data_type)}")
 
@@ -267,34 +293,36 @@ def _decode_floats(values: Sequence[Any], dtype: type[np.floating[Any]], data_ty
         largest = 2 ** (np.finfo(dtype).nmant + 1) - 1
         for value in values:
             if type(value) is int and abs(value) > largest:
-                raise _lossy(value, name)
+                raise lossy(value, name)
     wide = np.array(values, np.float64)
     with np.errstate(over="ignore"):
         array = wide.astype(dtype)
     overflown = np.isinf(array) & np.isfinite(wide)
     if overflown.any():
-        raise _lossy(float(wide[overflown][0]), name)
+        raise lossy(float(wide[overflown][0]), name)
     return array
 
 
-def _decode_string(value: Any) -> bytes:
+def decode_string(value: Any) -> bytes:
+    """The bytes of a JSON string or of `{"b64": ...}`. Raises ServingError (INVALID_ARGUMENT)."""
     if isinstance(value, str):
         try:
             return value.encode()
         except UnicodeEncodeError as exc:
-            raise _invalid(f"JSON Value: {_show(value)} is not valid Unicode: {exc.reason}") from exc
-    if not _is_base64(value):
-        raise _invalid(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
+            raise invalid(f"JSON Value: {show(value)} is not valid Unicode: {exc.reason}") from exc
+    if not is_base64(value):
+        raise invalid(f"JSON Value: {show(value)} not formatted correctly for base64 data")
     text = value["b64"]
     try:
         # Padding may be left out, and the URL alphabet may be used.
         text = text.rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as exc:
-        raise _invalid(f"Unable to base64 decode: {exc}") from exc
+        raise invalid(f"Unable to base64 decode: {exc}") from exc
 
 
-def _to_json(name: str, array: Array) -> Any:
+def to_json(name: str, array: Array) -> Any:
+    """An output as lists of JSON values. name: ends in `_bytes` if its strings are to be `{"b64": ...}`."""
     if array.dtype.kind == "O":
         as_bytes = name.endswith(_BYTES_SUFFIX)
         flat = np.empty(array.size, object)
@@ -306,7 +334,7 @@ def _to_json(name: str, array: Array) -> Any:
         # float(str(x)) has the fewest digits that still mean the same float32; float(x) has nine more.
         flat = np.array([float(text) for text in array.ravel().astype(np.str_).tolist()], np.float64)
         return flat.reshape(array.shape).tolist()
-    raise _invalid(f"Failed to write JSON value for tensor type: {array.dtype.name}")
+    raise invalid(f"Failed to write JSON value for tensor type: {array.dtype.name}")
 
 
 def _encode_string(item: bytes, as_bytes: bool) -> Any:
@@ -323,13 +351,14 @@ def _check_types(values: Sequence[Any], allowed: set[type], data_type: int) -> N
         raise _wrong_type(next(value for value in values if type(value) not in allowed), data_type)
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Whether it is `{"b64": "..."}`."""
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
 def _is_named(value: Any) -> bool:
     """Whether it is an object of inputs by name, not a value."""
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
 def _type_name(data_type: int) -> str:
@@ -341,20 +370,26 @@ def _type_name(data_type: int) -> str:
 
 
 def _wrong_type(value: Any, data_type: int) -> ServingError:
-    return _invalid(
-        f"JSON Value: {_show(value)} Type: {_JSON_NAMES[type(value)]} is not of expected type: "
+    return invalid(
+        f"JSON Value: {show(value)} Type: {JSON_NAMES[type(value)]} is not of expected type: "
         f"{_type_name(data_type)}"
     )
 
 
-def _lossy(value: float, name: str) -> ServingError:
-    return _invalid(f"Cannot convert JSON value: {_show(value)} to {name} without loss of precision.")
+def lossy(value: float, name: str) -> ServingError:
+    """The error for a number that the type cannot hold."""
+    return invalid(f"Cannot convert JSON value: {show(value)} to {name} without loss of precision.")
 
 
-def _show(value: Any) -> str:
-    text = json.dumps(value)
+def show(value: Any) -> str:
+    """A value as JSON, cut for a message."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # what could just be read may still be too deep to be written
+        return "..."
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
-def _invalid(message: str) -> ServingError:
+def invalid(message: str) -> ServingError:
+    """The error for a request that is not right."""
     return ServingError(Code.INVALID_ARGUMENT, message)

@@ -1,6 +1,6 @@
 """The TensorFlow engine: SavedModels, loaded and run as TensorFlow Serving does.
 
-The one module here that imports tensorflow. A version is loaded through a Session, which takes the
+A version is loaded through a Session, which takes the
 SavedModels of TensorFlow 1 and 2 alike and fails where the real server fails, with its messages.
 Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc and predict_util.cc.
 """
@@ -8,7 +8,7 @@ Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc an
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,15 +18,22 @@ from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.util import deprecation
 
-from graftserve.client.wire import PredictRequest, SignatureDefMap
+from graftserve.client.wire import SignatureDefMap
 
+from .config import read_text_proto
 from .errors import Code, ServingError
-from .predict import predict
-from .proto_tensors import ProtoInputs
+from .flags import Options
 from .servable import Array, ServableId, Signature, TensorSpec
-from .warmup import WARMUP_FILE, replay
 
-__all__ = ["TensorFlowEngine", "TensorFlowServable"]
+__all__ = [
+    "TensorFlowEngine",
+    "TensorFlowServable",
+    "has_gpu",
+    "read_records",
+    "session_config",
+    "signature_def_map_of",
+    "signatures_of",
+]
 
 _MAX_TIMEOUT_S = (2**31 - 1) / 1000  # what RunOptions' milliseconds hold without trouble anywhere
 
@@ -36,39 +43,26 @@ class TensorFlowEngine:
     """Loads SavedModels into TensorFlow.
 
     tags: the MetaGraph to load.
-    enable_warmup: replay the records of `assets.extra/tf_serving_warmup_requests` before a version counts
-        as loaded.
-    intra_op_parallelism, inter_op_parallelism: threads within one operation and across operations; 0 lets
-        TensorFlow choose. The first model loaded in a process sets them for all.
+    session_config: how the Sessions are made; see `session_config`.
     """
 
     tags: tuple[str, ...] = ("serve",)
-    enable_warmup: bool = True
-    intra_op_parallelism: int = 0
-    inter_op_parallelism: int = 0
+    session_config: config_pb2.ConfigProto = field(default_factory=config_pb2.ConfigProto)
 
     def load(self, servable_id: ServableId, path: Path) -> "TensorFlowServable":
-        """Load the SavedModel in `path` and warm it up.
+        """Load the SavedModel in `path`.
 
-        Raises ServingError, also when a warmup request fails: NOT_FOUND (no SavedModel, or none with these
-        tags), DATA_LOSS (a corrupt file), or what TensorFlow says.
+        Raises ServingError: NOT_FOUND (no SavedModel, or none with these tags), DATA_LOSS (a corrupt file),
+        or what TensorFlow says.
         """
-        config = config_pb2.ConfigProto(
-            allow_soft_placement=True,
-            intra_op_parallelism_threads=self.intra_op_parallelism,
-            inter_op_parallelism_threads=self.inter_op_parallelism,
-        )
         graph = tf.Graph()
-        session = tf.compat.v1.Session(graph=graph, config=config)
+        session = tf.compat.v1.Session(graph=graph, config=self.session_config)
         try:
             meta_graph = self._load_meta_graph(session, path)
-            servable = TensorFlowServable(session, _signatures(meta_graph), _signature_def_map(meta_graph))
-            if self.enable_warmup:
-                _warm_up(servable, path)
+            return TensorFlowServable(session, signatures_of(meta_graph), signature_def_map_of(meta_graph))
         except BaseException:
             session.close()
             raise
-        return servable
 
     def _load_meta_graph(self, session: Any, path: Path) -> Any:
         try:
@@ -88,6 +82,8 @@ class TensorFlowEngine:
 
 class TensorFlowServable:
     """A SavedModel in a Session. `run` may be called from many threads at once."""
+
+    engine = "tensorflow"
 
     def __init__(
         self, session: Any, signatures: Mapping[str, Signature], signature_def_map: SignatureDefMap
@@ -168,19 +164,44 @@ def _to_array(value: Any) -> Array:
     return np.asarray(value)
 
 
-def _signatures(meta_graph: Any) -> dict[str, Signature]:
+def session_config(options: Options) -> config_pb2.ConfigProto:
+    """What the flags say about TensorFlow's Sessions.
+
+    The first model loaded in a process sets the threads for all. Raises ServingError (INVALID_ARGUMENT) if
+    --tensorflow_session_config_file cannot be read.
+    """
+    config = config_pb2.ConfigProto(allow_soft_placement=True)
+    if options.tensorflow_session_config_file:
+        file = Path(options.tensorflow_session_config_file)
+        return read_text_proto(file, config, "--tensorflow_session_config_file")
+    both = options.tensorflow_session_parallelism
+    config.intra_op_parallelism_threads = options.tensorflow_intra_op_parallelism or both
+    config.inter_op_parallelism_threads = options.tensorflow_inter_op_parallelism or both
+    config.gpu_options.per_process_gpu_memory_fraction = options.per_process_gpu_memory_fraction
+    return config
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow can use a GPU here."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def signatures_of(meta_graph: Any) -> dict[str, Signature]:
+    """The signatures of a MetaGraphDef by name."""
     return {
         name: Signature(
             name,
             {key: TensorSpec(info.name, info.dtype) for key, info in signature.inputs.items()},
             {key: TensorSpec(info.name, info.dtype) for key, info in signature.outputs.items()},
             {key: tf.make_ndarray(value) for key, value in signature.defaults.items()},
+            signature.method_name,
         )
         for name, signature in meta_graph.signature_def.items()
     }
 
 
-def _signature_def_map(meta_graph: Any) -> SignatureDefMap:
+def signature_def_map_of(meta_graph: Any) -> SignatureDefMap:
+    """The signatures of a MetaGraphDef as GetModelMetadata gives them."""
     # Through bytes: fields that our own messages do not name travel on as unknown fields.
     signatures = SignatureDefMap()
     for name, signature in meta_graph.signature_def.items():
@@ -188,17 +209,8 @@ def _signature_def_map(meta_graph: Any) -> SignatureDefMap:
     return signatures
 
 
-def _warm_up(servable: TensorFlowServable, path: Path) -> None:
-    def run(request: PredictRequest) -> None:
-        spec = request.model_spec
-        predict(servable, spec.signature_name, lambda _: ProtoInputs(request.inputs), request.output_filter)
-
-    file = path / WARMUP_FILE
-    if file.exists():
-        replay(_records(file), run)
-
-
-def _records(file: Path) -> Iterator[bytes]:
+def read_records(file: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file. Raises ServingError (DATA_LOSS where it is corrupt)."""
     try:
         with deprecation.silence():
             yield from tf.compat.v1.io.tf_record_iterator(str(file))

@@ -76,16 +76,24 @@ class Handle:
 class AspiredVersionsManager:
     """Loads, unloads and hands out versions. Every method may be called from any thread.
 
-    Loads and unloads run one after another on a thread of the manager's own, never on a caller's. A version
-    being unloaded waits for its handles.
+    Loads and unloads run on threads of the manager's own, never on a caller's. A version being unloaded
+    waits for its handles.
 
+    num_load_threads, num_unload_threads: how many versions load, or unload, at the same time. 0 for both:
+        loads and unloads share one thread.
     max_num_load_retries: attempts after the first that failed.
     load_retry_interval_s: from one attempt to the next. Waiting blocks nothing: other versions load
         meanwhile, and it ends when the version is no longer aspired.
     """
 
     def __init__(
-        self, engine: Engine, *, max_num_load_retries: int = 5, load_retry_interval_s: float = 60.0
+        self,
+        engine: Engine,
+        *,
+        num_load_threads: int = 0,
+        num_unload_threads: int = 0,
+        max_num_load_retries: int = 5,
+        load_retry_interval_s: float = 60.0,
     ) -> None:
         self._engine = engine
         self._max_num_load_retries = max_num_load_retries
@@ -97,7 +105,10 @@ class AspiredVersionsManager:
         self._states: dict[str, dict[int, ServableState]] = {}
         self._observers: list[Callable[[ServableState], None]] = []
         self._stopping = False
-        self._workers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="graftserve-load")
+        self._loaders = ThreadPoolExecutor(max(1, num_load_threads), "graftserve-load")
+        self._unloaders = self._loaders
+        if num_load_threads or num_unload_threads:
+            self._unloaders = ThreadPoolExecutor(max(1, num_unload_threads), "graftserve-unload")
         self._thread = threading.Thread(target=self._run, name="graftserve-manager", daemon=True)
         self._thread.start()
 
@@ -139,6 +150,21 @@ class AspiredVersionsManager:
             record.handles += 1
             return Handle(self, record, record.servable)
 
+    def engine_of(self, name: str, version: int) -> str:
+        """What runs an AVAILABLE version; empty if it is not AVAILABLE."""
+        with self._changed:
+            record = self._available.get(name, {}).get(version)
+            return "" if record is None or record.servable is None else record.servable.engine
+
+    def is_known(self, name: str) -> bool:
+        """Whether the servable has, or had, a version."""
+        return name in self._states
+
+    def is_available(self, name: str, version: int) -> bool:
+        """Whether the version takes requests now."""
+        with self._changed:
+            return version in self._available.get(name, {})
+
     def states(self, name: str) -> list[ServableState]:
         """Every known version of a servable, ended ones included, highest version first."""
         with self._changed:
@@ -150,13 +176,16 @@ class AspiredVersionsManager:
             return list(self._states)
 
     def subscribe(self, observer: Callable[[ServableState], None]) -> None:
-        """Call `observer` at every transition, in order.
+        """Call `observer` with the state of every known version now, and at every transition, in order.
 
         AVAILABLE is announced after handles can be had, UNLOADING before they cannot. The observer runs
         under the manager's lock: it must be quick and must not wait for another thread.
         """
         with self._changed:
             self._observers.append(observer)
+            for states in self._states.values():
+                for state in states.values():
+                    observer(state)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until `condition`, which is checked at every transition, holds. Returns whether it does."""
@@ -177,7 +206,8 @@ class AspiredVersionsManager:
             done = self._changed.wait_for(lambda: not any(self._versions.values()), timeout_s)
         if done:
             self._thread.join()
-            self._workers.shutdown()
+            self._loaders.shutdown()
+            self._unloaders.shutdown()
         return done
 
     def _release(self, record: _Version) -> None:
@@ -225,14 +255,14 @@ class AspiredVersionsManager:
                     due_s.append(record.retry_at_s)
             elif record.state is State.UNLOADING and record.handles == 0 and not record.closing:
                 record.closing = True
-                self._workers.submit(self._close, record)
+                self._unloaders.submit(self._close, record)
 
     def _start_load(self, record: _Version) -> None:
         record.retry_at_s = None
         record.load_attempts += 1
         if record.state is not State.LOADING:
             self._announce(record, State.LOADING)
-        self._workers.submit(self._load, record)
+        self._loaders.submit(self._load, record)
 
     def _start_unload(self, record: _Version) -> None:
         self._announce(record, State.UNLOADING)
@@ -244,7 +274,7 @@ class AspiredVersionsManager:
             del self._latest[name]
         if record.handles == 0:
             record.closing = True
-            self._workers.submit(self._close, record)
+            self._unloaders.submit(self._close, record)
 
     def _load(self, record: _Version) -> None:
         with self._changed:

@@ -1,12 +1,14 @@
 """The REST front door: TensorFlow Serving's JSON API as a WSGI application, and the HTTP server below it.
 
-    POST /v1/models/NAME[/versions/N|/labels/L]:predict
+    POST /v1/models/NAME[/versions/N|/labels/L]:predict    also :classify and :regress
     GET  /v1/models/NAME[/versions/N|/labels/L]            the states of its versions
     GET  /v1/models/NAME[/versions/N|/labels/L]/metadata   its signatures
+    GET  /monitoring/prometheus/metrics                    if a monitoring config says so
 
 Source: tensorflow_serving/model_servers/{http_rest_api_handler,http_rest_api_util,http_server}.cc.
 """
 
+import gzip
 import json
 import logging
 import re
@@ -14,7 +16,9 @@ import socket
 import threading
 import time
 import urllib.parse
+import zlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cheroot import wsgi
@@ -26,11 +30,13 @@ from graftserve.client.wire import methods
 
 from .errors import Code, ServingError
 from .grpc_api import status_to_proto
+from .json_examples import encode_classifications, encode_regressions, parse_examples_body
 from .json_tensor import decode_inputs, encode_outputs, parse_predict_body
+from .metrics import CONTENT_TYPE, Call, Metrics
 from .predict import SignatureNotFoundError
 from .service import ModelServiceImpl, ModelSpec, PredictionServiceImpl
 
-__all__ = ["HTTP_STATUS", "RestApi", "RestServer"]
+__all__ = ["HTTP_STATUS", "RestApi", "RestServer", "RestSettings"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,39 +69,85 @@ _GET = re.compile(
     rf"/v1/models(?:/(?P<name>[^/:]+))?{_CHOICE}(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII
 )
 _MAX_VERSION = 2**63 - 1
+_APIS = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
+_TOO_LARGE = "413 Content Too Large"
+_MIN_GZIP_BYTES = 1024
+_GZIP_WBITS = 16 + zlib.MAX_WBITS
+_CORS_HEADERS = [
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Allow-Methods", "GET, POST"),
+    ("Access-Control-Allow-Headers", "Content-Type, Content-Encoding"),
+]
 
 _StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
-class RestApi:
-    """The WSGI application. Thread-safe.
+@dataclass(frozen=True)
+class RestSettings:
+    """How the front door behaves.
 
     timeout_s: a request may take this long, counted from when its body was read.
+    max_body_bytes: of a request, after gzip is undone; 0 is no limit.
+    allow_cors: let pages of other origins read the answers.
+    metrics_path: where Prometheus finds the metrics; empty is nowhere.
     """
 
+    timeout_s: float = 30.0
+    max_body_bytes: int = 0
+    allow_cors: bool = False
+    metrics_path: str = ""
+
+
+@dataclass(frozen=True)
+class _Response:
+    body: bytes
+    status: str = HTTP_STATUS[Code.OK]
+    content_type: str = "application/json"
+
+
+class RestApi:
+    """The WSGI application. Thread-safe."""
+
     def __init__(
-        self, prediction: PredictionServiceImpl, model: ModelServiceImpl, *, timeout_s: float
+        self,
+        settings: RestSettings,
+        prediction: PredictionServiceImpl,
+        model: ModelServiceImpl,
+        metrics: Metrics,
     ) -> None:
+        self._settings = settings
         self._prediction = prediction
         self._model = model
-        self._timeout_s = timeout_s
+        self._metrics = metrics
 
     def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
         try:
             # Read before anything else: an answer given over an unread body would break the connection.
-            body: bytes = environ["wsgi.input"].read()
-            status, answer = HTTP_STATUS[Code.OK], self._answer(environ, body)
+            response = self._respond(environ, self._read_body(environ))
+        except _TooLargeError as exc:
+            response = _Response(_to_json({"error": str(exc)}), _TOO_LARGE)
         except ServingError as exc:
-            status, answer = HTTP_STATUS[exc.code], _to_json({"error": exc.message})
+            response = _failure(exc)
         except Exception as exc:
             _log.exception("a request failed in an unforeseen way")
-            status, answer = HTTP_STATUS[Code.INTERNAL], _to_json({"error": f"{type(exc).__name__}: {exc}"})
-        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
-        return [answer]
+            response = _failure(ServingError(Code.INTERNAL, f"{type(exc).__name__}: {exc}"))
+        body = response.body
+        headers = [("Content-Type", response.content_type)]
+        if self._settings.allow_cors:
+            headers += _CORS_HEADERS
+        if len(body) >= _MIN_GZIP_BYTES and _accepts_gzip(environ):
+            body = gzip.compress(body, compresslevel=1)
+            headers += [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")]
+        start_response(response.status, [*headers, ("Content-Length", str(len(body)))])
+        return [body]
 
-    def _answer(self, environ: dict[str, Any], body: bytes) -> bytes:
+    def _respond(self, environ: dict[str, Any], body: bytes) -> _Response:
         method: str = environ["REQUEST_METHOD"]
         path = _raw_path(environ)
+        if method == "OPTIONS" and self._settings.allow_cors:
+            return _Response(b"")
+        if method == "GET" and path == self._settings.metrics_path:
+            return _Response(self._metrics.render(), content_type=CONTENT_TYPE)
         if not path.lower().startswith("/v1/"):
             raise ServingError(
                 Code.NOT_FOUND, f"Not found: {method} {path}. Expected a path that begins with /v1/"
@@ -104,52 +156,88 @@ class RestApi:
         match = pattern.fullmatch(path) if pattern else None
         if match is None:
             raise ServingError(Code.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
-        name, version, label = _choice(match)
+        spec = ModelSpec(*_choice(match))
         if method == "POST":
-            if match["method"].lower() != "predict":
-                raise ServingError(
-                    Code.UNIMPLEMENTED, f"This server does not offer {match['method']}; use predict"
-                )
-            return self._predict(name, version, label, body)
-        if not name:
+            api = match["method"].lower()
+            return self._measure(environ, _APIS[api], lambda call: self._infer(call, api, spec, body))
+        if not spec.name:
             raise ServingError(Code.INVALID_ARGUMENT, "Missing model name in request.")
-        spec = ModelSpec(name, version, label)
-        return self._metadata(spec) if match["metadata"] else self._status(spec)
+        if match["metadata"]:
+            return self._measure(environ, "GetModelMetadata", lambda call: self._metadata(call, spec))
+        return self._measure(environ, "GetModelStatus", lambda call: self._status(call, spec))
 
-    def _predict(self, name: str, version: int | None, label: str | None, body: bytes) -> bytes:
-        deadline_s = time.monotonic() + self._timeout_s
-        request = parse_predict_body(body)
-        spec = ModelSpec(name, version, label, request.signature_name)
+    def _measure(self, environ: Mapping[str, Any], api: str, answer: Callable[[Call], bytes]) -> _Response:
+        call = self._metrics.begin(api, "REST", peer=environ.get("REMOTE_ADDR", ""))
+        code, message = Code.INTERNAL, ""
         try:
-            prediction = self._prediction.predict(
-                spec, lambda signature: decode_inputs(request, signature), deadline_s=deadline_s
-            )
+            response = _Response(answer(call))
+            code = Code.OK
+        except ServingError as exc:
+            code, message = exc.code, exc.message
+            response = _failure(exc)
+        finally:
+            self._metrics.end(call, code, message)
+        return response
+
+    def _infer(self, call: Call, api: str, spec: ModelSpec, body: bytes) -> bytes:
+        deadline_s = time.monotonic() + self._settings.timeout_s
+        try:
+            if api == "predict":
+                request = parse_predict_body(body)
+                spec = replace(spec, signature_name=request.signature_name)
+                answer = self._prediction.predict(
+                    *(call, spec, lambda signature: decode_inputs(request, signature)), deadline_s=deadline_s
+                )
+                return encode_outputs(answer.result, row_form=request.row_form)
+            signature_name, given = parse_examples_body(body)
+            spec = replace(spec, signature_name=signature_name)
+            if api == "classify":
+                return encode_classifications(self._prediction.classify(call, spec, given, deadline_s).result)
+            return encode_regressions(self._prediction.regress(call, spec, given, deadline_s).result)
         except SignatureNotFoundError as exc:
             raise ServingError(
                 Code.INVALID_ARGUMENT,
                 f'Serving signature name: "{exc.signature_name}" not found in signature def',
             ) from exc
-        return encode_outputs(prediction.outputs, row_form=request.row_form)
 
-    def _status(self, spec: ModelSpec) -> bytes:
-        if spec.version_label is not None:
-            raise ServingError(
-                Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
-            )
-        states = self._model.get_model_status(spec)
+    def _status(self, call: Call, spec: ModelSpec) -> bytes:
+        states = self._model.get_model_status(call, spec)
         response = wire.GetModelStatusResponse(model_version_status=map(status_to_proto, states))
         return _to_json(_proto_to_json(response))
 
-    def _metadata(self, spec: ModelSpec) -> bytes:
-        servable_id, signatures = self._prediction.get_model_metadata(spec, [methods.SIGNATURE_DEF_FIELD])
-        model_spec = wire.ModelSpec(name=servable_id.name)
-        model_spec.version.value = servable_id.version
+    def _metadata(self, call: Call, spec: ModelSpec) -> bytes:
+        answer = self._prediction.get_model_metadata(call, spec, [methods.SIGNATURE_DEF_FIELD])
+        model_spec = wire.ModelSpec(name=answer.id.name)
+        model_spec.version.value = answer.id.version
         return _to_json(
             {
                 "model_spec": _proto_to_json(model_spec),
-                "metadata": {methods.SIGNATURE_DEF_FIELD: _proto_to_json(signatures)},
+                "metadata": {methods.SIGNATURE_DEF_FIELD: _proto_to_json(answer.result)},
             }
         )
+
+    def _read_body(self, environ: Mapping[str, Any]) -> bytes:
+        limit = self._settings.max_body_bytes
+        stream = environ["wsgi.input"]
+        body: bytes = stream.read(limit + 1) if limit else stream.read()
+        if limit and len(body) > limit:
+            raise _TooLargeError(f"Expected a body of at most {limit} bytes: send fewer rows at once")
+        if environ.get("HTTP_CONTENT_ENCODING", "").lower() != "gzip":
+            return body
+        try:
+            unzip = zlib.decompressobj(_GZIP_WBITS)
+            plain = unzip.decompress(body, limit + 1 if limit else 0)
+        except zlib.error as exc:
+            raise ServingError(Code.INVALID_ARGUMENT, f"Expected a body in gzip: {exc}") from exc
+        if limit and len(plain) > limit:
+            raise _TooLargeError(f"Expected at most {limit} bytes out of the body's gzip")
+        if not unzip.eof:
+            raise ServingError(Code.INVALID_ARGUMENT, "Expected a body in gzip: it ends too early")
+        return plain
+
+
+class _TooLargeError(Exception):
+    """A body above the limit; HTTP has a status for it that our codes have not."""
 
 
 class _HttpServer(wsgi.Server):
@@ -171,14 +259,20 @@ class _HttpServer(wsgi.Server):
 class RestServer:
     """Serves a WSGI application over HTTP/1.1 from a pool of threads; requests beyond it wait in line.
 
-    port: 0 takes any free one.
+    port: 0 takes any free one. max_queued: connections that may wait; more are closed.
     Raises ServingError (UNAVAILABLE) from `start` if the port cannot be had.
     """
 
-    def __init__(self, host: str, port: int, app: RestApi, *, num_threads: int) -> None:
+    def __init__(self, host: str, port: int, app: RestApi, *, num_threads: int, max_queued: int) -> None:
         self._host = host
         self._server = _HttpServer(
-            (host, port), app, numthreads=num_threads, max=num_threads, request_queue_size=128
+            (host, port),
+            app,
+            numthreads=num_threads,
+            max=num_threads,
+            request_queue_size=128,
+            accepted_queue_size=max(1, max_queued),
+            accepted_queue_timeout=0,
         )
         self._thread = threading.Thread(target=self._server.serve, name="graftserve-rest", daemon=True)
         self.port = port
@@ -211,6 +305,18 @@ def _raw_path(environ: Mapping[str, Any]) -> str:
     if uri is None:
         return urllib.parse.quote(environ.get("PATH_INFO", ""), safe="/:", encoding="latin-1")
     return str(urllib.parse.urlsplit(uri).path)
+
+
+def _failure(error: ServingError) -> _Response:
+    return _Response(_to_json({"error": error.message}), HTTP_STATUS[error.code])
+
+
+def _accepts_gzip(environ: Mapping[str, Any]) -> bool:
+    for entry in environ.get("HTTP_ACCEPT_ENCODING", "").split(","):
+        coding, _, quality = (part.strip().lower() for part in entry.partition(";"))
+        if coding == "gzip" and not re.fullmatch(r"q=0(\.0*)?", quality):
+            return True
+    return False
 
 
 def _choice(match: re.Match[str]) -> tuple[str, int | None, str | None]:

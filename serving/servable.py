@@ -44,16 +44,25 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """One way to call a servable. defaults: values of the inputs that may be left out."""
+    """One way to call a servable.
+
+    defaults: values of the inputs that may be left out.
+    method_name: the API that it was exported for, such as "tensorflow/serving/predict"; may be empty.
+    """
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     defaults: Mapping[str, Array]
+    method_name: str = ""
 
 
 class Servable(Protocol):
     """A loaded version. Every method but `close` may be called from many threads at once."""
+
+    @property
+    def engine(self) -> str:
+        """What runs it: "tensorflow" or "litert"."""
 
     @property
     def signatures(self) -> Mapping[str, Signature]: ...

@@ -1,21 +1,33 @@
-"""The APIs' methods on arrays and our errors; neither gRPC nor HTTP.
+"""The APIs' methods on arrays, messages and our errors; neither gRPC nor HTTP.
 
-Source: tensorflow_serving/model_servers/{prediction_service_impl,get_model_status_impl,server_core}.cc and
-tensorflow_serving/servables/tensorflow/{predict_impl,get_model_metadata_impl}.cc.
+Source: tensorflow_serving/model_servers/{prediction_service_impl,model_service_impl,get_model_status_impl,
+server_core}.cc and tensorflow_serving/servables/tensorflow/{predict_impl,get_model_metadata_impl,
+classification_service,regression_service,multi_inference_helper}.cc.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from graftserve.client.wire import SignatureDefMap
+import numpy as np
 
+from graftserve.client import wire
+
+from .config import model_settings
+from .core import ServerCore
 from .errors import Code, ServingError
-from .manager import AspiredVersionsManager, ServableState
+from .inference import classify, multi_inference, regress
+from .manager import AspiredVersionsManager, Handle, ServableState
+from .metrics import Call
 from .predict import InputReader, predict
 from .servable import Array, ServableId
 
-__all__ = ["ModelServiceImpl", "ModelSpec", "Prediction", "PredictionServiceImpl"]
+__all__ = ["Answer", "ModelServiceImpl", "ModelSpec", "PredictionServiceImpl"]
+
+ResultT = TypeVar("ResultT")
+
+_VALID = "valid"  # the model contract's output that says which rows are images
 
 
 @dataclass(frozen=True)
@@ -29,53 +41,117 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """id: the version that answered."""
+class Answer(Generic[ResultT]):
+    """id: the version that answered. signature_name: what it answered with; empty for several at once."""
 
     id: ServableId
     signature_name: str
-    outputs: dict[str, Array]
+    result: ResultT
 
 
 class PredictionServiceImpl:
-    """Predict and GetModelMetadata. Thread-safe."""
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata. Thread-safe.
 
-    def __init__(self, manager: AspiredVersionsManager) -> None:
+    Each takes `spec`, which is None if the request has none; `deadline_s`, when the answer is of no more use,
+    on time.monotonic's clock (a request past it is not computed); and `call`, which is filled in as things
+    become known. Each raises ServingError.
+
+    check_method_names: whether Classify and Regress want signatures made for them.
+    """
+
+    def __init__(
+        self, core: ServerCore, manager: AspiredVersionsManager, *, check_method_names: bool = False
+    ) -> None:
+        self._core = core
         self._manager = manager
+        self._check_method_names = check_method_names
 
     def predict(
         self,
+        call: Call,
         spec: ModelSpec | None,
         read_inputs: InputReader,
         output_filter: Sequence[str] = (),
         deadline_s: float | None = None,
-    ) -> Prediction:
-        """Run one request.
+    ) -> Answer[dict[str, Array]]:
+        """The named outputs, or all of them."""
 
-        spec: None if the request has none.
-        deadline_s: when the answer is of no more use, on time.monotonic's clock; a request that is past it
-            is not computed.
-        Raises ServingError.
-        """
-        name, version = _resolve(spec)
-        with self._manager.handle(name, version) as handle:
-            timeout_s = None
-            if deadline_s is not None:
-                timeout_s = deadline_s - time.monotonic()
-                if timeout_s <= 0:
-                    raise ServingError(
-                        Code.DEADLINE_EXCEEDED, "Deadline exceeded before the request could run"
-                    )
-            signature_name = spec.signature_name if spec is not None else ""
-            signature_name, outputs = predict(
-                handle.servable, signature_name, read_inputs, output_filter, timeout_s
+        def run(handle: Handle, timeout_s: float | None) -> tuple[str, dict[str, Array]]:
+            name = spec.signature_name if spec is not None else ""
+            name, outputs = predict(handle.servable, name, read_inputs, output_filter, timeout_s)
+            valid = outputs.get(_VALID)
+            if valid is not None and valid.dtype == np.bool_:
+                call.valid_rows = int(np.count_nonzero(valid))
+                call.invalid_rows = valid.size - call.valid_rows
+            return name, outputs
+
+        return self._answer(call, spec, deadline_s, run)
+
+    def classify(
+        self, call: Call, spec: ModelSpec | None, given: wire.Input, deadline_s: float | None = None
+    ) -> Answer[wire.ClassificationResult]:
+        """Classes with scores for each tf.Example."""
+
+        def run(handle: Handle, timeout_s: float | None) -> tuple[str, wire.ClassificationResult]:
+            name = spec.signature_name if spec is not None else ""
+            name, result = classify(
+                *(handle.servable, name, given),
+                check_method_name=self._check_method_names,
+                timeout_s=timeout_s,
             )
-            return Prediction(handle.id, signature_name, outputs)
+            call.examples = len(result.classifications)
+            return name, result
+
+        return self._answer(call, spec, deadline_s, run)
+
+    def regress(
+        self, call: Call, spec: ModelSpec | None, given: wire.Input, deadline_s: float | None = None
+    ) -> Answer[wire.RegressionResult]:
+        """A value for each tf.Example."""
+
+        def run(handle: Handle, timeout_s: float | None) -> tuple[str, wire.RegressionResult]:
+            name = spec.signature_name if spec is not None else ""
+            name, result = regress(
+                *(handle.servable, name, given),
+                check_method_name=self._check_method_names,
+                timeout_s=timeout_s,
+            )
+            call.examples = len(result.regressions)
+            return name, result
+
+        return self._answer(call, spec, deadline_s, run)
+
+    def multi_inference(
+        self,
+        call: Call,
+        tasks: Sequence[tuple[ModelSpec | None, wire.InferenceTask]],
+        given: wire.Input,
+        deadline_s: float | None = None,
+    ) -> Answer[Sequence[wire.InferenceResult]]:
+        """Several classifications and regressions of the same tf.Examples, by one model."""
+        if not tasks:
+            raise ServingError(Code.INVALID_ARGUMENT, "Inference request has no tasks")
+
+        def run(handle: Handle, timeout_s: float | None) -> tuple[str, Sequence[wire.InferenceResult]]:
+            results = multi_inference(
+                *(handle.servable, [task for _, task in tasks], given),
+                check_method_name=self._check_method_names,
+                timeout_s=timeout_s,
+            )
+            for result in results:
+                result.model_spec.version.value = handle.id.version
+            first = results[0]
+            call.examples = len(
+                first.classification_result.classifications or first.regression_result.regressions
+            )
+            return "", results
+
+        return self._answer(call, tasks[0][0], deadline_s, run)
 
     def get_model_metadata(
-        self, spec: ModelSpec | None, metadata_fields: Sequence[str]
-    ) -> tuple[ServableId, SignatureDefMap]:
-        """The version meant and its signatures. Raises ServingError."""
+        self, call: Call, spec: ModelSpec | None, metadata_fields: Sequence[str]
+    ) -> Answer[wire.SignatureDefMap]:
+        """The signatures of the version meant."""
         if spec is None:
             raise _missing_spec()
         if not metadata_fields:
@@ -85,42 +161,72 @@ class PredictionServiceImpl:
         for field in metadata_fields:
             if field != "signature_def":
                 raise ServingError(Code.INVALID_ARGUMENT, f"Metadata field {field} is not supported")
-        with self._manager.handle(*_resolve(spec)) as handle:
-            return handle.id, handle.servable.signature_def_map
+        with self._handle(call, spec) as handle:
+            return Answer(handle.id, "", handle.servable.signature_def_map)
+
+    def _answer(
+        self,
+        call: Call,
+        spec: ModelSpec | None,
+        deadline_s: float | None,
+        run: Callable[[Handle, float | None], tuple[str, ResultT]],
+    ) -> Answer[ResultT]:
+        with self._handle(call, spec) as handle:
+            timeout_s = None
+            if deadline_s is not None:
+                timeout_s = deadline_s - time.monotonic()
+                if timeout_s <= 0:
+                    raise ServingError(
+                        Code.DEADLINE_EXCEEDED, "Deadline exceeded before the request could run"
+                    )
+            began_s = time.perf_counter()
+            signature_name, result = run(handle, timeout_s)
+            call.runtime_s = time.perf_counter() - began_s
+            call.signature_name = signature_name
+            return Answer(handle.id, signature_name, result)
+
+    def _handle(self, call: Call, spec: ModelSpec | None) -> Handle:
+        if spec is None:
+            raise _missing_spec()
+        call.model_name = spec.name
+        handle = self._manager.handle(*_resolve(self._core, spec))
+        call.version = handle.id.version
+        call.engine = handle.servable.engine
+        return handle
 
 
 class ModelServiceImpl:
-    """GetModelStatus. Thread-safe."""
+    """GetModelStatus and HandleReloadConfigRequest. Thread-safe."""
 
-    def __init__(self, manager: AspiredVersionsManager) -> None:
+    def __init__(self, core: ServerCore, manager: AspiredVersionsManager) -> None:
+        self._core = core
         self._manager = manager
 
-    def get_model_status(self, spec: ModelSpec | None) -> list[ServableState]:
+    def get_model_status(self, call: Call, spec: ModelSpec | None) -> list[ServableState]:
         """The states of the version meant, or of all versions, highest first. Raises ServingError."""
         if spec is None:
             raise _missing_spec()
+        call.model_name = spec.name
+        _, version = _resolve(self._core, spec)
         states = self._manager.states(spec.name)
-        if spec.version is not None:
-            states = [state for state in states if state.id.version == spec.version]
+        if version is not None:
+            states = [state for state in states if state.id.version == version]
             if not states:
-                raise ServingError(
-                    Code.NOT_FOUND, f"Could not find version {spec.version} of model {spec.name}"
-                )
+                raise ServingError(Code.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
         if not states:
             raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         return states
 
+    def reload(self, config: wire.ModelServerConfig, deadline_s: float | None = None) -> None:
+        """Serve what `config` says instead; see `ServerCore.reload`. Raises ServingError."""
+        self._core.reload(model_settings(config), deadline_s)
 
-def _resolve(spec: ModelSpec | None) -> tuple[str, int | None]:
-    if spec is None:
-        raise _missing_spec()
+
+def _resolve(core: ServerCore, spec: ModelSpec) -> tuple[str, int | None]:
     if not spec.name:
         raise ServingError(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
     if spec.version_label is not None:
-        # There is no way to set a label, so every one of them is unknown.
-        raise ServingError(
-            Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
-        )
+        return spec.name, core.resolve(spec.name, spec.version_label)
     return spec.name, spec.version
 
 

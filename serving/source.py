@@ -6,11 +6,17 @@ N is a plain decimal integer: no sign, no leading zero, at most 2**63 - 1. Every
 (`temp-5`, `5.tmp`, `007`, plain files), so a version can be prepared beside its final name and appear by
 one rename. TensorFlow Serving reads `007` as 7; here it is ignored, because `7` and `007` would claim the
 same version.
+
+A version that appears while the server runs may be a copy in progress. It counts from when it holds a
+saved_model.pb and nothing in it has changed for a second, or from one look to the next.
 Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc.
 """
 
+import logging
+import os
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +24,7 @@ from .errors import Code, ServingError
 
 __all__ = [
     "All",
+    "CopyWatch",
     "FileSystemStoragePathSource",
     "Latest",
     "MonitoredServable",
@@ -25,6 +32,11 @@ __all__ = [
     "VersionPolicy",
     "list_versions",
 ]
+
+_log = logging.getLogger(__name__)
+
+_SETTLED_S = 1.0
+_GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 
 _VERSION = re.compile(r"0|[1-9][0-9]{0,18}")
 _MAX_VERSION = 2**63 - 1
@@ -95,34 +107,84 @@ def list_versions(base_path: Path) -> dict[int, Path]:
     return versions
 
 
+class CopyWatch:
+    """Tells complete versions from those still being copied. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._last_changes: dict[Path, tuple[int, float]] = {}
+        self._told: set[Path] = set()
+
+    def is_complete(self, path: Path) -> bool:
+        """Whether the version in `path` may be loaded; to be asked at every look until it may."""
+        try:
+            files, changed_s = _newest_change(path)
+            has_graph = any((path / name).is_file() for name in _GRAPHS)
+        except OSError:  # it changes while we look
+            files, changed_s, has_graph = 0, 0.0, False
+        age_s = time.time() - changed_s
+        # The clock of a network file system may be ahead of ours: what has not changed since the last look
+        # has settled, too.
+        unchanged = self._last_changes.get(path) == (files, changed_s)
+        if has_graph and (age_s >= _SETTLED_S or unchanged):
+            self._last_changes.pop(path, None)
+            self._told.discard(path)
+            return True
+        if not has_graph and unchanged and path not in self._told:
+            self._told.add(path)
+            _log.warning("%s: left alone until it holds a saved_model.pb", path)
+        self._last_changes[path] = (files, changed_s)
+        return False
+
+    def forget_all_but(self, paths: Container[Path]) -> None:
+        """Drop what is known of folders that are gone."""
+        self._last_changes = {path: last for path, last in self._last_changes.items() if path in paths}
+        self._told = {path for path in self._told if path in paths}
+
+
 class FileSystemStoragePathSource:
-    """Reads what a set of folders offers. Holds no state: safe to call from any thread."""
+    """Reads what a set of folders offers."""
 
     def __init__(self, servables: Iterable[MonitoredServable]) -> None:
         self._servables = tuple(servables)
+        self._copies = CopyWatch()
 
-    def poll(self) -> tuple[Mapping[str, Mapping[int, Path]], Mapping[str, ServingError]]:
+    def poll(
+        self, known: Mapping[str, Container[int]] | None = None
+    ) -> tuple[Mapping[str, Mapping[int, Path]], Mapping[str, ServingError]]:
         """The aspired versions of each servable, and an error for each whose folder could not be read.
 
+        known: versions that need not be complete, by servable, since they were passed on before; None asks
+            it of none, as at the start, where an incomplete version's error ends the server or is retried.
         A servable is in exactly one of the two. One with an empty folder is in the first with no versions.
+        Not for two threads at once.
         """
         found: dict[str, Mapping[int, Path]] = {}
         failed: dict[str, ServingError] = {}
+        seen: set[Path] = set()
         for servable in self._servables:
             try:
                 versions = list_versions(servable.base_path)
             except ServingError as exc:
                 failed[servable.name] = exc
-            else:
-                found[servable.name] = {
-                    version: versions[version] for version in servable.policy.select(versions)
+                continue
+            seen.update(versions.values())
+            if known is not None:
+                old = known.get(servable.name, ())
+                versions = {
+                    version: path
+                    for version, path in versions.items()
+                    if version in old or self._copies.is_complete(path)
                 }
+            found[servable.name] = {
+                version: versions[version] for version in servable.policy.select(versions)
+            }
+        self._copies.forget_all_but(seen)
         return found, failed
 
     def poll_at_start(self) -> Mapping[str, Mapping[int, Path]]:
         """As `poll`, but every servable must offer a version.
 
-        Raises ServingError that names every servable that does not, and why.
+        Raises ServingError (NOT_FOUND) that names every servable that does not, and why.
         """
         found, failed = self.poll()
         problems = [f"model {name}: {error.message}" for name, error in failed.items()]
@@ -135,3 +197,16 @@ class FileSystemStoragePathSource:
         if problems:
             raise ServingError(Code.NOT_FOUND, "; ".join(problems))
         return found
+
+
+def _newest_change(folder: Path) -> tuple[int, float]:
+    """How many entries there are below a folder, and when one of them last changed, in seconds.
+
+    The folder itself does not count: the rename by which it appears changes it.
+    """
+    count, newest_s = 0, 0.0
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            count += 1
+            newest_s = max(newest_s, os.lstat(os.path.join(parent, name)).st_ctime)
+    return count, newest_s

@@ -3,15 +3,19 @@
 Source: tensorflow_serving/servables/tensorflow/saved_model_warmup.cc and saved_model_warmup_util.h.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
-from graftserve.client.wire import PredictionLog, PredictRequest
+from graftserve.client.wire import PredictionLog
 
 from .errors import Code, ServingError
+from .inference import classify, multi_inference, regress
+from .predict import predict
+from .proto_tensors import ProtoInputs
+from .servable import Servable
 
-__all__ = ["MAX_WARMUP_RECORDS", "WARMUP_FILE", "replay"]
+__all__ = ["MAX_WARMUP_RECORDS", "WARMUP_FILE", "warm_up"]
 
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 """Where a version's folder holds its records: a TFRecord file of PredictionLog."""
@@ -19,12 +23,12 @@ WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_WARMUP_RECORDS = 1000
 
 
-def replay(records: Iterable[bytes], predict: Callable[[PredictRequest], object]) -> int:
-    """Run `predict` on each record's request, one after another; returns how many there were.
+def warm_up(servable: Servable, records: Iterable[bytes], iterations: int = 1) -> int:
+    """Run each record's request `iterations` times, one after another; returns how many records there were.
 
     records: serialized PredictionLog messages.
-    Raises ServingError if a record is not one, holds another request than Predict, or is the 1,001st;
-    whatever `predict` raises passes through.
+    Raises ServingError if a record is not one, holds no request that can be replayed, or is the 1,001st, and
+    what the requests raise.
     """
     count = 0
     for record in records:
@@ -33,21 +37,41 @@ def replay(records: Iterable[bytes], predict: Callable[[PredictRequest], object]
             raise ServingError(
                 Code.INVALID_ARGUMENT, f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS})"
             )
-        predict(_request(record, count))
+        log = _parse(record, count)
+        for _ in range(iterations):
+            _run(servable, log, count)
     return count
 
 
-def _request(record: bytes, number: int) -> PredictRequest:
+def _parse(record: bytes, number: int) -> PredictionLog:
     try:
-        log = PredictionLog.FromString(record)
+        return PredictionLog.FromString(record)
     except DecodeError as exc:
         raise ServingError(
             Code.INVALID_ARGUMENT,
             f"Failed to parse warmup record {number}: expected a serialized PredictionLog. "
             "Please verify your warmup data is in TFRecord format.",
         ) from exc
-    if not log.HasField("predict_log"):
+
+
+def _run(servable: Servable, log: PredictionLog, number: int) -> None:
+    kind = log.WhichOneof("log_type")
+    if kind == "predict_log":
+        request = log.predict_log.request
+        inputs = ProtoInputs(request.inputs)
+        predict(servable, request.model_spec.signature_name, lambda _: inputs, request.output_filter)
+    elif kind == "classify_log":
+        classify_request = log.classify_log.request
+        classify(servable, classify_request.model_spec.signature_name, classify_request.input)
+    elif kind == "regress_log":
+        regress_request = log.regress_log.request
+        regress(servable, regress_request.model_spec.signature_name, regress_request.input)
+    elif kind == "multi_inference_log":
+        multi_request = log.multi_inference_log.request
+        multi_inference(servable, multi_request.tasks, multi_request.input)
+    else:
         raise ServingError(
-            Code.UNIMPLEMENTED, f"Unsupported log_type in warmup record {number}: expected predict_log"
+            Code.UNIMPLEMENTED,
+            f"Unsupported log_type in warmup record {number}: expected a predict_log, classify_log, "
+            "regress_log or multi_inference_log",
         )
-    return log.predict_log.request

@@ -2,15 +2,68 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from graftserve.client.wire import SignatureDefMap
 from graftserve.serving.app import Server
+from graftserve.serving.errors import Code, ServingError
 from graftserve.serving.flags import Options
+from graftserve.serving.servable import Array, ServableId, Signature
+
+
+class FakeServable:
+    engine = "fake"
+    signatures: Mapping[str, Signature] = {}
+    signature_def_map = SignatureDefMap()
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def run(
+        self,
+        signature: Signature,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout_s: float | None,
+    ) -> list[Array]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class FakeEngine:
+    """Fails as often as `failures` says, then loads; waits for `gate`."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failures: dict[int, int] = {}
+        self.failed = threading.Event()
+        self.loading = threading.Semaphore(0)  # released as each load begins
+        self.attempts: list[int] = []
+        self.threads: set[threading.Thread] = set()
+
+    def load(self, servable_id: ServableId, path: Path) -> FakeServable:
+        self.attempts.append(servable_id.version)
+        self.threads.add(threading.current_thread())
+        self.loading.release()
+        assert self.gate.wait(10)
+        if self.failures.get(servable_id.version, 0) > 0:
+            self.failures[servable_id.version] -= 1
+            self.failed.set()
+            raise ServingError(Code.DATA_LOSS, "broken file")
+        return FakeServable()
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
 
 
 @pytest.fixture(scope="session")
@@ -95,8 +148,8 @@ def start_server(base_options: Mapping[str, Any]) -> Iterator[Callable[..., Serv
     """start_server(base_path, **flags) gives a started server, which is stopped after the test."""
     servers: list[Server] = []
 
-    def start(base_path: Path, **flags: Any) -> Server:
-        server = Server(Options(model_base_path=str(base_path), **{**base_options, **flags}))
+    def start(base_path: Path | None, **flags: Any) -> Server:
+        server = Server(Options(model_base_path=str(base_path or ""), **{**base_options, **flags}))
         servers.append(server)
         server.start()
         return server

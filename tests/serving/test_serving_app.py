@@ -138,7 +138,9 @@ def test_starts_that_cannot_succeed_say_why(publish: Publish, start_server: Star
     with pytest.raises(ServingError, match="Did you forget to name your leaf directory as a number"):
         start_server(tmp_path)
     (tmp_path / "1").mkdir()
-    with pytest.raises(ServingError, match=r"No version could be loaded: model default version 1: NOT_FOUND"):
+    with pytest.raises(
+        ServingError, match=r"1 servable\(s\) did not become available: model default version 1: NOT_FOUND"
+    ):
         start_server(tmp_path, max_num_load_retries=0)
     shutil.rmtree(tmp_path / "1")
     publish("half_plus_two", tmp_path / "1")
@@ -186,7 +188,7 @@ def test_the_ports_open_only_once_a_version_is_available(
         for port in (server.grpc_port, server.rest_port):
             socket.create_connection(("127.0.0.1", port), 5).close()
         expected = f"gRPC 127.0.0.1:{server.grpc_port}, REST 127.0.0.1:{server.rest_port}"
-        assert server.describe() == f"model default version 1, {expected}"
+        assert server.describe() == f"model default version 1 (tensorflow), {expected}"
     finally:
         server.stop(0)
 
@@ -234,7 +236,7 @@ def test_warmup_runs_and_its_errors_fail_the_load(
         ServingError, match=r"DATA_LOSS: corrupted record at 0.*verify your warmup data"
     ) as caught:
         start_server(tmp_path, **flags)
-    assert caught.value.code is Code.UNAVAILABLE
+    assert caught.value.code is Code.UNKNOWN
 
 
 def test_a_call_that_waited_past_its_deadline_is_not_computed(
@@ -290,8 +292,8 @@ def start_process(base_path: Path) -> tuple["subprocess.Popen[str]", list[str], 
         if "ready: " in line:
             break
     ready = lines[-1].split("ready: ")[1].split()
-    assert ready[:5] == ["model", "default", "version", "1,", "gRPC"], lines
-    return process, lines, ready[5].rstrip(","), ready[7]
+    assert ready[:6] == ["model", "default", "version", "1", "(tensorflow),", "gRPC"], lines
+    return process, lines, ready[6].rstrip(","), ready[8]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

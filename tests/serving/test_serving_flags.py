@@ -37,7 +37,7 @@ def test_both_spellings_and_bools() -> None:
     ("args", "message"),
     [
         ([], "--model_base_path: expected the model's folder"),
-        (["--model_base_path="], "--model_base_path: expected a folder, got nothing"),
+        (["--model_base_path="], "--model_base_path: expected the model's folder, or --model_config_file"),
         ([BASE, "--model_name="], "--model_name: expected a name"),
         ([BASE, "--prot=1"], "--prot=1: there is no such flag"),
         ([BASE, "models"], "models: there is no such flag"),
@@ -51,6 +51,10 @@ def test_both_spellings_and_bools() -> None:
         ([BASE, "--rest_api_timeout_in_ms=0"], "--rest_api_timeout_in_ms: expected 1 to"),
         ([BASE, "--saved_model_tags=,"], "--saved_model_tags: expected tags"),
         ([BASE, "--shutdown_grace_seconds=nan"], "--shutdown_grace_seconds: expected a number, got nan"),
+        ([BASE, "--per_process_gpu_memory_fraction=2"], "expected 0 to 1, got 2.0"),
+        ([BASE, "--grpc_channel_arguments=a"], "--grpc_channel_arguments: expected name=value, got 'a'"),
+        ([BASE, "--use_alts_credentials"], "--use_alts_credentials: there is no ALTS here"),
+        ([BASE, "--max_message_bytes=2147483648"], "--max_message_bytes: expected 0 to 2147483647"),
     ],
 )
 def test_bad_flags_are_named(args: list[str], message: str) -> None:
@@ -68,11 +72,52 @@ def test_values_from_a_command_line_library() -> None:
 
 
 def test_every_flag_can_be_built_into_a_command_line() -> None:
-    assert [flag.name for flag in FLAGS if flag.default is None] == ["model_base_path"]
     for flag in FLAGS:
         assert flag.type in (str, int, float, bool)
         assert flag.help
-        assert flag.default is None or type(flag.default) is flag.type
+        assert type(flag.default) is flag.type
+
+
+def test_a_flag_that_cannot_be_honoured_is_accepted_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Options.from_args([BASE, "--mixed_precision=bfloat16", "--flush_filesystem_caches=true"])
+    assert caplog.messages == [
+        "--mixed_precision: accepted, but a model runs in the precision that it was exported in"
+    ]
+
+
+# Every flag that tensorflow_model_server 2.20 has, with a value that it takes. Source:
+# https://github.com/tensorflow/serving/blob/2.20.0/tensorflow_serving/model_servers/main.cc.
+REAL_FLAGS = """
+--port=8500 --grpc_socket_path=/run/s.sock --rest_api_port=8501 --rest_api_num_threads=8
+--rest_api_timeout_in_ms=30000 --rest_api_enable_cors_support=true --enable_batching=true
+--allow_version_labels_for_unavailable_models=true --batching_parameters_file=b.config
+--model_config_file=m.config --model_config_file_poll_wait_seconds=5 --model_name=m --model_base_path=/m
+--num_load_threads=2 --num_unload_threads=1 --max_num_load_retries=5
+--load_retry_interval_micros=60000000 --file_system_poll_wait_seconds=1 --flush_filesystem_caches=true
+--tensorflow_session_parallelism=0 --tensorflow_session_config_file=s.config
+--tensorflow_intra_op_parallelism=2 --tensorflow_inter_op_parallelism=2 --use_alts_credentials=false
+--ssl_config_file=ssl.config --platform_config_file= --per_process_gpu_memory_fraction=0.5
+--saved_model_tags=serve
+--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.http2.max_frame_size=16384
+--grpc_max_threads=16 --enable_model_warmup=true --num_request_iterations_for_warmup=3 --version=false
+--monitoring_config_file=mon.config --remove_unused_fields_from_bundle_metagraph=true
+--prefer_tflite_model=false --num_tflite_pools=1 --num_tflite_interpreters_per_pool=1
+--enable_signature_method_name_check=true --xla_cpu_compilation_enabled=false --enable_profiler=true
+--thread_pool_factory_config_file= --mixed_precision= --skip_initialize_tpu=false
+--enable_grpc_healthcheck_service=true --enable_serialization_as_tensor_content=true
+--enable_per_model_batching_parameters=true
+""".split()  # noqa: SIM905  # one flag a line would be two pages
+
+
+def test_every_flag_of_the_real_server_is_taken() -> None:
+    options = Options.from_args(REAL_FLAGS)
+    assert options.channel_arguments == (
+        ("grpc.max_connection_age_ms", 2000),
+        ("grpc.http2.max_frame_size", 16384),
+    )
+    assert (options.grpc_threads, options.rest_threads) == (16, 8)
 
 
 def test_flags_and_app_import_no_tensorflow() -> None:

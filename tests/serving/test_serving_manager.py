@@ -1,72 +1,26 @@
 """The manager's life cycle, with an engine whose loads the test decides."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from graftserve.client.wire import SignatureDefMap
 from graftserve.serving.errors import Code, ServingError
 from graftserve.serving.manager import AspiredVersionsManager, ServableState
 from graftserve.serving.policy import State
-from graftserve.serving.servable import Array, ServableId, Signature
-
-
-class FakeServable:
-    signatures: Mapping[str, Signature] = {}
-    signature_def_map = SignatureDefMap()
-
-    def __init__(self) -> None:
-        self.closed = threading.Event()
-
-    def run(
-        self,
-        signature: Signature,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout_s: float | None,
-    ) -> list[Array]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        self.closed.set()
-
-
-class FakeEngine:
-    """Fails as often as `failures` says, then loads; waits for `gate`."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.failures: dict[int, int] = {}
-        self.failed = threading.Event()
-        self.attempts: list[int] = []
-        self.threads: set[threading.Thread] = set()
-
-    def load(self, servable_id: ServableId, path: Path) -> FakeServable:
-        self.attempts.append(servable_id.version)
-        self.threads.add(threading.current_thread())
-        assert self.gate.wait(10)
-        if self.failures.get(servable_id.version, 0) > 0:
-            self.failures[servable_id.version] -= 1
-            self.failed.set()
-            raise ServingError(Code.DATA_LOSS, "broken file")
-        return FakeServable()
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-def make_manager(engine: FakeEngine) -> Iterator[Callable[..., AspiredVersionsManager]]:
+def make_manager(engine: Any) -> Iterator[Callable[..., AspiredVersionsManager]]:
     managers: list[AspiredVersionsManager] = []
 
-    def make(retries: int = 0, interval_s: float = 60.0) -> AspiredVersionsManager:
+    def make(retries: int = 0, interval_s: float = 60.0, **threads: int) -> AspiredVersionsManager:
         managers.append(
-            AspiredVersionsManager(engine, max_num_load_retries=retries, load_retry_interval_s=interval_s)
+            AspiredVersionsManager(
+                engine, max_num_load_retries=retries, load_retry_interval_s=interval_s, **threads
+            )
         )
         return managers[-1]
 
@@ -88,7 +42,7 @@ def await_states(manager: AspiredVersionsManager, **expected: str) -> None:
 
 
 def test_new_is_available_before_old_goes_and_every_step_is_announced(
-    make_manager: Callable[..., AspiredVersionsManager], engine: FakeEngine
+    make_manager: Callable[..., AspiredVersionsManager], engine: Any
 ) -> None:
     manager = make_manager()
     steps: list[tuple[int, str]] = []
@@ -127,14 +81,14 @@ def test_unload_waits_for_handles(make_manager: Callable[..., AspiredVersionsMan
         await_states(manager, v1="UNLOADING")
         with pytest.raises(ServingError, match=r"Servable not found for request: Latest\(m\)"):
             manager.handle("m")
-        assert isinstance(servable, FakeServable)
+        assert hasattr(servable, "closed")
         assert not servable.closed.is_set()
     await_states(manager, v1="END")
     assert servable.closed.is_set()
 
 
 def test_a_broken_new_version_leaves_the_old_one_and_is_not_tried_for_ever(
-    make_manager: Callable[..., AspiredVersionsManager], engine: FakeEngine
+    make_manager: Callable[..., AspiredVersionsManager], engine: Any
 ) -> None:
     manager = make_manager(retries=2, interval_s=0.01)
     manager.set_aspired_versions("m", versions(1))
@@ -158,7 +112,7 @@ def test_a_broken_new_version_leaves_the_old_one_and_is_not_tried_for_ever(
 
 
 def test_a_load_that_fails_first_succeeds_by_a_retry(
-    make_manager: Callable[..., AspiredVersionsManager], engine: FakeEngine
+    make_manager: Callable[..., AspiredVersionsManager], engine: Any
 ) -> None:
     manager = make_manager(retries=3, interval_s=0.01)
     engine.failures[1] = 2
@@ -168,7 +122,7 @@ def test_a_load_that_fails_first_succeeds_by_a_retry(
 
 
 def test_waiting_for_a_retry_blocks_nothing(
-    make_manager: Callable[..., AspiredVersionsManager], engine: FakeEngine
+    make_manager: Callable[..., AspiredVersionsManager], engine: Any
 ) -> None:
     manager = make_manager(retries=5, interval_s=3600)
     engine.failures[1] = 99
@@ -181,7 +135,7 @@ def test_waiting_for_a_retry_blocks_nothing(
 
 
 def test_stop_interrupts_a_retry_and_unloads(
-    make_manager: Callable[..., AspiredVersionsManager], engine: FakeEngine
+    make_manager: Callable[..., AspiredVersionsManager], engine: Any
 ) -> None:
     manager = make_manager(retries=5, interval_s=3600)
     engine.failures[2] = 99
@@ -203,7 +157,7 @@ def test_stop_gives_up_on_a_handle_that_is_kept(
 
 
 def test_a_version_no_longer_wanted_when_its_turn_comes_is_not_loaded(
-    make_manager: Callable[..., AspiredVersionsManager], engine: FakeEngine
+    make_manager: Callable[..., AspiredVersionsManager], engine: Any
 ) -> None:
     manager = make_manager()
     engine.gate.clear()
@@ -230,3 +184,40 @@ def test_unknown_versions_are_named(make_manager: Callable[..., AspiredVersionsM
     manager = make_manager()
     with pytest.raises(ServingError, match=r"Servable not found for request: Specific\(m, 7\)"):
         manager.handle("m", 7)
+
+
+def test_as_many_versions_load_at_once_as_there_are_threads(
+    make_manager: Callable[..., AspiredVersionsManager], engine: Any
+) -> None:
+    manager = make_manager(num_load_threads=2)
+    engine.gate.clear()
+    manager.set_aspired_versions("m", versions(1, 2, 3))
+    assert engine.loading.acquire(timeout=10)
+    assert engine.loading.acquire(timeout=10)
+    assert not engine.loading.acquire(timeout=0.1)
+    engine.gate.set()
+    await_states(manager, v1="AVAILABLE", v2="AVAILABLE", v3="AVAILABLE")
+
+
+def test_an_observer_is_told_what_was_before_it(
+    make_manager: Callable[..., AspiredVersionsManager],
+) -> None:
+    manager = make_manager()
+    manager.set_aspired_versions("m", versions(1))
+    await_states(manager, v1="AVAILABLE")
+    seen: list[tuple[int, str]] = []
+    manager.subscribe(lambda state: seen.append((state.id.version, state.state.name)))
+    assert seen == [(1, "AVAILABLE")]
+
+
+def test_what_is_available_is_told_by_version(make_manager: Callable[..., AspiredVersionsManager]) -> None:
+    manager = make_manager()
+    assert not manager.is_known("m")
+    manager.set_aspired_versions("m", versions(1))
+    await_states(manager, v1="AVAILABLE")
+    assert (manager.is_known("m"), manager.is_available("m", 1), manager.is_available("m", 2)) == (
+        True,
+        True,
+        False,
+    )
+    assert (manager.engine_of("m", 1), manager.engine_of("m", 2)) == ("fake", "")

@@ -171,7 +171,7 @@ def test_unknown_paths(ask: Ask) -> None:
     assert ask(PREDICT, method="DELETE")[0] == 400
     assert ask("/v1/models") == (400, {"error": "Missing model name in request."})
     assert ask("/nothing")[0] == 404
-    assert ask("/v1/models/text:classify", {"examples": []})[0] == 501
+    assert ask("/v1/models/text:explain", {"instances": [1]})[0] == 400
     assert ask(f"/v1/models/text/versions/{2**63}")[1]["error"].startswith("Failed to convert version: ")
 
 

@@ -1,5 +1,8 @@
 """Which folders count as versions, and what is said when there are none."""
 
+import logging
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,54 @@ def test_the_start_names_every_servable_without_a_version(tmp_path: Path) -> Non
     assert "model b: Could not find base path" in caught.value.message
     assert f"model a: no version to serve under {tmp_path / 'empty'}." in caught.value.message
     assert "Did you forget to name your leaf directory as a number" in caught.value.message
+
+
+def age(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let so much time pass, as far as the source can tell."""
+    now_s = time.time() + seconds
+    monkeypatch.setattr("graftserve.serving.source.time.time", lambda: now_s)
+
+
+def test_a_version_that_appears_counts_once_nothing_in_it_has_changed_for_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FileSystemStoragePathSource([MonitoredServable("m", tmp_path, All())])
+    (tmp_path / "1" / "variables").mkdir(parents=True)
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"half of it")
+    assert source.poll({"m": {2}})[0] == {"m": {}}
+    (tmp_path / "1" / "variables" / "variables.index").write_bytes(b"")  # the copy goes on
+    assert source.poll({"m": set()})[0] == {"m": {}}
+    age(monkeypatch, 1.5)
+    assert source.poll({"m": set()})[0] == {"m": {1: tmp_path / "1"}}
+    # At the start, and where it was passed on before, it is taken as it is.
+    monkeypatch.undo()
+    (tmp_path / "1" / "more").write_bytes(b"")
+    assert source.poll()[0] == {"m": {1: tmp_path / "1"}}
+    assert source.poll({"m": {1}})[0] == {"m": {1: tmp_path / "1"}}
+
+
+def test_a_file_system_whose_clock_is_ahead_does_not_keep_a_version_out_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FileSystemStoragePathSource([MonitoredServable("m", tmp_path)])
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"")
+    age(monkeypatch, -3600)
+    assert source.poll({})[0] == {"m": {}}
+    assert source.poll({})[0] == {"m": {1: tmp_path / "1"}}
+
+
+def test_a_folder_without_a_graph_is_told_once_and_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = FileSystemStoragePathSource([MonitoredServable("m", tmp_path)])
+    (tmp_path / "1" / "assets").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            assert source.poll({})[0] == {"m": {}}
+    assert caplog.messages == [f"{tmp_path / '1'}: left alone until it holds a saved_model.pb"]
+    os.rename(tmp_path / "1", tmp_path / "temp")
+    (tmp_path / "temp" / "saved_model.pbtxt").write_bytes(b"")
+    os.rename(tmp_path / "temp", tmp_path / "1")
+    source.poll({})
+    assert source.poll({})[0] == {"m": {1: tmp_path / "1"}}

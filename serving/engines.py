@@ -1,0 +1,64 @@
+"""Loads a version into TensorFlow and warms it up, and says how long it took.
+
+Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
+"""
+
+import time
+from pathlib import Path
+
+from .errors import Code, ServingError
+from .flags import Options
+from .loader import TensorFlowEngine, read_records, session_config
+from .metrics import Metrics
+from .servable import Servable, ServableId
+from .warmup import WARMUP_FILE, warm_up
+
+__all__ = ["ModelEngine"]
+
+
+class ModelEngine:
+    """What the flags make of a version's folder.
+
+    Raises ServingError (INVALID_ARGUMENT) if a file that a flag names cannot be read.
+    """
+
+    def __init__(self, options: Options, metrics: Metrics) -> None:
+        self._options = options
+        self._metrics = metrics
+        self._tensorflow = TensorFlowEngine(options.tags, session_config(options))
+
+    def load(self, servable_id: ServableId, path: Path) -> Servable:
+        """Load and warm up the version in `path`. Raises ServingError."""
+        began_s = time.perf_counter()
+        code = Code.UNKNOWN
+        try:
+            servable = self._tensorflow.load(servable_id, path)
+            code = Code.OK
+        except ServingError as exc:
+            code = exc.code
+            raise
+        finally:
+            self._metrics.loaded(str(path), code, time.perf_counter() - began_s)
+        try:
+            if self._options.enable_model_warmup:
+                self._warm_up(servable, path)
+        except BaseException:
+            servable.close()
+            raise
+        return servable
+
+    def _warm_up(self, servable: Servable, path: Path) -> None:
+        file = path / WARMUP_FILE
+        if not file.exists():
+            return
+        began_s = time.perf_counter()
+        code, count = Code.UNKNOWN, 0
+        try:
+            iterations = max(1, self._options.num_request_iterations_for_warmup)
+            count = warm_up(servable, read_records(file), iterations)
+            code = Code.OK
+        except ServingError as exc:
+            code = exc.code
+            raise
+        finally:
+            self._metrics.warmed_up(str(path), code, time.perf_counter() - began_s, count)
