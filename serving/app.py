@@ -24,6 +24,8 @@ from .flags import Options
 from .grpc_api import GrpcServer, GrpcSettings
 from .manager import AspiredVersionsManager
 from .metrics import Metrics
+from .overview import make_overview
+from .page import Overview
 from .policy import State
 from .poller import Poller
 from .rest_api import RestApi, RestServer, RestSettings
@@ -69,6 +71,7 @@ class Server:
         self._rest: RestServer | None = None
         self._config_file_trouble = ""
         self._config_file_seen = b""
+        self._started_s = time.time()
         self._lock = threading.Lock()  # between `start` and `stop`
         self._stopping = threading.Event()
         self._stopped = threading.Event()
@@ -223,10 +226,13 @@ class Server:
             serve_health=options.enable_grpc_healthcheck_service,
         )
 
+        def overview() -> Overview:
+            return make_overview(core, manager, self.metrics, options.max_message_bytes, self._started_s)
+
         with self._lock:
             self._raise_if_stopping()
             if options.rest_api_port:
-                api = RestApi(rest_settings, prediction, model, self.metrics)
+                api = RestApi(rest_settings, prediction, model, self.metrics, overview)
                 rest = RestServer(
                     *(options.host, max(0, options.rest_api_port), api),
                     num_threads=options.rest_threads,

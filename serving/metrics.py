@@ -16,7 +16,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -36,7 +36,7 @@ from .errors import Code
 from .manager import AspiredVersionsManager
 from .policy import State
 
-__all__ = ["CONTENT_TYPE", "Call", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Call", "Metrics", "ModelTotals"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of `Metrics.render`. Source: https://prometheus.io/docs/instrumenting/exposition_formats/."""
@@ -75,6 +75,16 @@ class Call:
     examples: int | None = None
     valid_rows: int | None = None
     invalid_rows: int = 0
+
+
+@dataclass(frozen=True)
+class ModelTotals:
+    """All requests for a model since the start. buckets: upper limit in seconds, count up to it; rising."""
+
+    requests: int
+    errors: int
+    latency_sum_s: float
+    buckets: Sequence[tuple[float, int]]
 
 
 class _Registry(CollectorRegistry):
@@ -125,6 +135,10 @@ class _Family:
         if child is None:
             child = self._children[labels] = self._metric.labels(*labels)
         return child
+
+    def samples(self) -> Iterator[Any]:
+        for metric in self._metric.collect():
+            yield from metric.samples
 
 
 class Metrics:
@@ -266,6 +280,36 @@ class Metrics:
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
         return _COUNTER_TYPE.sub(rb"\1\2 counter", generate_latest(self.registry))
+
+    def totals(self) -> dict[str, ModelTotals]:
+        """All requests so far by model."""
+        requests: dict[str, int] = {}
+        errors: dict[str, int] = {}
+        sums: dict[str, float] = {}
+        buckets: dict[str, dict[float, int]] = {}
+        for sample in self._requests.samples():
+            if sample.name == "graftserve_requests_total":
+                name, count = sample.labels["model_name"], int(sample.value)
+                requests[name] = requests.get(name, 0) + count
+                if sample.labels["code"] != Code.OK.name:
+                    errors[name] = errors.get(name, 0) + count
+        for sample in self._seconds.samples():
+            name = sample.labels["model_name"]
+            if sample.name.endswith("_sum"):
+                sums[name] = sums.get(name, 0.0) + sample.value
+            elif sample.name.endswith("_bucket") and sample.labels["le"] != "+Inf":
+                limit_s = float(sample.labels["le"])
+                of_model = buckets.setdefault(name, {})
+                of_model[limit_s] = of_model.get(limit_s, 0) + int(sample.value)
+        return {
+            name: ModelTotals(
+                requests[name],
+                errors.get(name, 0),
+                sums.get(name, 0.0),
+                sorted(buckets.get(name, {}).items()),
+            )
+            for name in requests
+        }
 
 
 class _States(Collector):

@@ -4,6 +4,7 @@
     GET  /v1/models/NAME[/versions/N|/labels/L]            the states of its versions
     GET  /v1/models/NAME[/versions/N|/labels/L]/metadata   its signatures
     GET  /monitoring/prometheus/metrics                    if a monitoring config says so
+    GET  /, /overview.json                                 a page for people, and what it shows
 
 Source: tensorflow_serving/model_servers/{http_rest_api_handler,http_rest_api_util,http_server}.cc.
 """
@@ -17,7 +18,7 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from .grpc_api import status_to_proto
 from .json_examples import encode_classifications, encode_regressions, parse_examples_body
 from .json_tensor import decode_inputs, encode_outputs, parse_predict_body
 from .metrics import CONTENT_TYPE, Call, Metrics
+from .page import CONTENT_SECURITY_POLICY, PAGE, Overview
 from .predict import SignatureNotFoundError
 from .service import ModelServiceImpl, ModelSpec, PredictionServiceImpl
 
@@ -73,6 +75,7 @@ _APIS = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
 _TOO_LARGE = "413 Content Too Large"
 _MIN_GZIP_BYTES = 1024
 _GZIP_WBITS = 16 + zlib.MAX_WBITS
+_PAGE_HEADERS = [("Content-Security-Policy", CONTENT_SECURITY_POLICY), ("Cache-Control", "no-cache")]
 _CORS_HEADERS = [
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Allow-Methods", "GET, POST"),
@@ -103,6 +106,7 @@ class _Response:
     body: bytes
     status: str = HTTP_STATUS[Code.OK]
     content_type: str = "application/json"
+    headers: Sequence[tuple[str, str]] = ()
 
 
 class RestApi:
@@ -114,11 +118,13 @@ class RestApi:
         prediction: PredictionServiceImpl,
         model: ModelServiceImpl,
         metrics: Metrics,
+        overview: Callable[[], Overview],
     ) -> None:
         self._settings = settings
         self._prediction = prediction
         self._model = model
         self._metrics = metrics
+        self._overview = overview
 
     def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
         try:
@@ -132,7 +138,7 @@ class RestApi:
             _log.exception("a request failed in an unforeseen way")
             response = _failure(ServingError(Code.INTERNAL, f"{type(exc).__name__}: {exc}"))
         body = response.body
-        headers = [("Content-Type", response.content_type)]
+        headers = [("Content-Type", response.content_type), *response.headers]
         if self._settings.allow_cors:
             headers += _CORS_HEADERS
         if len(body) >= _MIN_GZIP_BYTES and _accepts_gzip(environ):
@@ -146,8 +152,13 @@ class RestApi:
         path = _raw_path(environ)
         if method == "OPTIONS" and self._settings.allow_cors:
             return _Response(b"")
-        if method == "GET" and path == self._settings.metrics_path:
-            return _Response(self._metrics.render(), content_type=CONTENT_TYPE)
+        if method == "GET":
+            if path == "/":
+                return _Response(PAGE, content_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
+            if path == "/overview.json":
+                return _Response(_to_json(self._overview()), headers=[("Cache-Control", "no-store")])
+            if path == self._settings.metrics_path:
+                return _Response(self._metrics.render(), content_type=CONTENT_TYPE)
         if not path.lower().startswith("/v1/"):
             raise ServingError(
                 Code.NOT_FOUND, f"Not found: {method} {path}. Expected a path that begins with /v1/"

@@ -487,3 +487,29 @@ def test_the_access_log_has_one_line_of_json_for_each_request(
     assert good["peer"].startswith("ipv4:127.0.0.1:")
     assert (bad["code"], bad["entrypoint"], bad["version"]) == ("NOT_FOUND", "REST", None)
     assert bad["error"] == "Servable not found for request: Latest(nope)"
+
+
+def test_the_overview_counts_what_was_asked_and_names_what_takes_images(many_server: Server) -> None:
+    path = "/v1/models/text:predict"
+    get(many_server.rest_port, path, "POST", b'{"instances": ["a"]}')
+    get(many_server.rest_port, path, "POST", b'{"instances": [1]}')
+
+    def overview() -> Any:
+        response, content = get(many_server.rest_port, "/overview.json")
+        assert response.getheader("Cache-Control") == "no-store"
+        return json.loads(content)
+
+    before = overview()
+    (model,) = before["models"]
+    assert (model["name"], model["labels"]) == ("text", {})
+    assert model["versions"] == [{"version": "3", "state": "AVAILABLE", "error": "", "engine": "tensorflow"}]
+    assert [entry["name"] for entry in model["image_signatures"] if not entry["scalar"]] == [
+        *("echo", "serving_default", "text")
+    ]
+    get(many_server.rest_port, path, "POST", b'{"instances": [1]}')
+    (after,) = overview()["models"]
+    assert (after["requests"] - model["requests"], after["errors"] - model["errors"]) == (1, 1)
+    assert 0 < after["latency_sum_s"] - model["latency_sum_s"] < 30
+    assert after["latency_buckets"][-1][1] == after["requests"]
+    assert before["max_message_bytes"] == 256 * 2**20
+    assert before["server"]["uptime_s"] > 0
