@@ -1,4 +1,4 @@
-"""`graftserve serve`: the embedded server, with tensorflow_model_server's flags."""
+"""`graftserve serve`: the embedded server, or the real one, with tensorflow_model_server's flags."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -7,7 +7,8 @@ import click
 
 from graftserve.serving.flags import FLAGS, VERSION_FLAG, Options, parse_args
 
-from .output import import_tensorflow, require_extra
+from .output import CommandError, import_tensorflow, require_extra
+from .runtime import RUNTIME_FLAG, choose, command_for, execute, take_runtime
 
 __all__ = ["command"]
 
@@ -20,12 +21,18 @@ class _ServeCommand(click.Command):
         if {"-h", "--help"} & set(args):
             return super().parse_args(ctx, args)
         try:
+            requested, args = take_runtime(args)
+            runtime = choose(requested, args)
+            if runtime.program:
+                execute(command_for(runtime, args))
             values = parse_args(args)
             if values.get(VERSION_FLAG.name):
                 _print_version(ctx)
             ctx.params["options"] = Options.from_flags(values)
         except ValueError as error:
             raise click.UsageError(str(error), ctx) from error
+        except OSError as error:
+            raise CommandError(f"the server cannot be run: {error}") from error
         return []
 
 
@@ -61,7 +68,10 @@ def _serve(options: Options) -> None:
 command = _ServeCommand(
     "serve",
     callback=_serve,
-    params=[_help_only(flag.name, flag.type, flag.default, flag.help) for flag in (*FLAGS, VERSION_FLAG)],
+    params=[
+        _help_only(flag.name, flag.type, flag.default, flag.help)
+        for flag in (RUNTIME_FLAG, *FLAGS, VERSION_FLAG)
+    ],
     help="""Serve a model's versions over gRPC and REST, as tensorflow_model_server does.
 
     A version that appears in the model's folder is loaded while the one before keeps serving. SIGTERM and
