@@ -26,6 +26,7 @@ from graftserve.training.run import RunDirectory
 from .batching import Batching
 from .card import write_card
 from .contract import WARMUP, read_contract, write_contract, write_warmup
+from .decode_graph import write_decode_graph
 from .errors import ExportError, GateError, StoreError, VersionError
 from .goldens import EXTRA, read_goldens, write_goldens
 from .manifest import MANIFEST, write_manifest
@@ -177,6 +178,7 @@ def export_model(
         save_model(module, folder)
         (folder / EXTRA).mkdir()
         write_goldens(folder, source.goldens)
+        write_decode_graph(folder, source.preprocess)
 
         lite = add_lite(folder, source.network, pixels, expected)
         if lite.reason:

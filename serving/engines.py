@@ -1,19 +1,25 @@
-"""Loads a version into TensorFlow and warms it up, and says how long it took.
+"""Loads a version into the engine that suits it and warms it up, and says how long it took.
+
+    an exported version on a CPU -> LiteRT; everything else, and what LiteRT cannot do -> TensorFlow
 
 Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
 """
 
+import logging
 import time
 from pathlib import Path
 
 from .errors import Code, ServingError
 from .flags import Options
-from .loader import TensorFlowEngine, read_records, session_config
+from .litert import LiteRtServable, can_load
+from .loader import TensorFlowEngine, has_gpu, read_records, session_config
 from .metrics import Metrics
 from .servable import Servable, ServableId
 from .warmup import WARMUP_FILE, warm_up
 
 __all__ = ["ModelEngine"]
+
+_log = logging.getLogger(__name__)
 
 
 class ModelEngine:
@@ -25,14 +31,16 @@ class ModelEngine:
     def __init__(self, options: Options, metrics: Metrics) -> None:
         self._options = options
         self._metrics = metrics
-        self._tensorflow = TensorFlowEngine(options.tags, session_config(options))
+        self._session_config = session_config(options)
+        self._tensorflow = TensorFlowEngine(options.tags, self._session_config)
+        self._use_litert = options.engine != "tensorflow" and not has_gpu()
 
     def load(self, servable_id: ServableId, path: Path) -> Servable:
         """Load and warm up the version in `path`. Raises ServingError."""
         began_s = time.perf_counter()
         code = Code.UNKNOWN
         try:
-            servable = self._tensorflow.load(servable_id, path)
+            servable = self._load(servable_id, path)
             code = Code.OK
         except ServingError as exc:
             code = exc.code
@@ -46,6 +54,23 @@ class ModelEngine:
             servable.close()
             raise
         return servable
+
+    def _load(self, servable_id: ServableId, path: Path) -> Servable:
+        if self._use_litert and can_load(path):
+            try:
+                return LiteRtServable.load(
+                    path,
+                    max_queued_images=self._options.max_queued_requests,
+                    fallback=lambda: self._tensorflow.load(servable_id, path),
+                    session_config=self._session_config,
+                )
+            except ServingError as exc:
+                _log.warning("model %s runs in TensorFlow, not in LiteRT: %s", servable_id, exc.message)
+        elif self._options.engine == "litert":
+            _log.warning(
+                "model %s runs in TensorFlow: --engine=litert takes exported models on a CPU", servable_id
+            )
+        return self._tensorflow.load(servable_id, path)
 
     def _warm_up(self, servable: Servable, path: Path) -> None:
         file = path / WARMUP_FILE

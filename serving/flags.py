@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-__all__ = ["FLAGS", "OWN", "UNUSED", "VERSION_FLAG", "Flag", "Options", "UnusedFlag", "parse_args"]
+__all__ = ["ENGINES", "FLAGS", "OWN", "UNUSED", "VERSION_FLAG", "Flag", "Options", "UnusedFlag", "parse_args"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+ENGINES = ("auto", "tensorflow", "litert")
 
 OWN = "(graftserve's own)"
 """Ends the help of every flag that tensorflow_model_server does not know."""
@@ -113,6 +115,10 @@ class Options:
     enable_serialization_as_tensor_content: bool = _flag(
         False, "Answer Predict with packed tensor_content instead of the typed fields."
     )
+    engine: str = _flag(
+        "auto",
+        f"What runs exported models: litert (CPU only), tensorflow, or auto: litert where it can. {OWN}",
+    )
     tensorflow_session_config_file: str = _flag("", "File with TensorFlow's ConfigProto in text format.")
     tensorflow_session_parallelism: int = _flag(
         0, "Both of the following at once, where they are not given. 0: TensorFlow chooses."
@@ -138,6 +144,8 @@ class Options:
             raise ValueError("--model_name: expected a name, got nothing")
         if not self.tags:
             raise ValueError("--saved_model_tags: expected tags such as serve, got nothing")
+        if self.engine not in ENGINES:
+            raise ValueError(f"--engine: expected {', '.join(ENGINES)}, got {self.engine!r}")
         self._check_range("port", 0, 65_535)
         self._check_range("rest_api_port", -1, 65_535)
         self._check_range("rest_api_timeout_in_ms", 1, _INT32_MAX)
@@ -252,7 +260,7 @@ def _unused(name: str, default: str | int | bool, reason: str) -> tuple[str, Unu
     return name, UnusedFlag(Flag(name, type(default), default, f"Accepted, but {reason}."), reason)
 
 
-_NO_LITERT = "models run in TensorFlow"
+_LITERT_SIZE = "LiteRT has one interpreter for each CPU here"
 _NO_BATCHING = "requests are not gathered here; exported models do it themselves"
 UNUSED: Mapping[str, UnusedFlag] = dict(
     [
@@ -262,9 +270,9 @@ UNUSED: Mapping[str, UnusedFlag] = dict(
         _unused("flush_filesystem_caches", True, "files are cached as the system sees fit"),
         _unused("platform_config_file", "", "TensorFlow is the only platform here"),
         _unused("remove_unused_fields_from_bundle_metagraph", True, "nothing is kept of them in any case"),
-        _unused("prefer_tflite_model", False, _NO_LITERT),
-        _unused("num_tflite_pools", 0, _NO_LITERT),
-        _unused("num_tflite_interpreters_per_pool", 0, _NO_LITERT),
+        _unused("prefer_tflite_model", False, "--engine decides"),
+        _unused("num_tflite_pools", 0, _LITERT_SIZE),
+        _unused("num_tflite_interpreters_per_pool", 0, _LITERT_SIZE),
         _unused("xla_cpu_compilation_enabled", False, "TF_XLA_FLAGS in the environment decides"),
         _unused("enable_profiler", True, "there is no profiler service"),
         _unused("thread_pool_factory_config_file", "", "TensorFlow's own thread pools are used"),

@@ -19,7 +19,7 @@ ALLOWED = {
 }
 
 # Everything else must be importable where TensorFlow is not installed.
-TENSORFLOW = {"export", "training", "serving.loader", "serving.warmup"}
+TENSORFLOW = {"export", "training", "serving.litert", "serving.loader"}
 
 
 def modules(package: str) -> list[Path]:
