@@ -55,6 +55,10 @@ _REMEDIES = {
     _DOCKER: "install it (https://docs.docker.com/engine/install/), or take --runtime=embedded",
 }
 
+# Set for the program that is run. A tensorflow_model_server that is itself a script around `graftserve serve`
+# would otherwise run itself for ever.
+_EXECUTED_VARIABLE = "GRAFTSERVE_EXECUTED"
+
 # What TensorFlow reads; those that are not set are not passed on.
 _PASSED_VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_XLA_FLAGS"),
@@ -125,7 +129,7 @@ def choose(requested: str, args: Sequence[str] = ()) -> Runtime:
         return Runtime(_EMBEDDED)
     if requested == "auto":
         program = shutil.which(_MODEL_SERVER)
-        if program is None:
+        if program is None or _EXECUTED_VARIABLE in os.environ:
             return Runtime(_EMBEDDED)
         values = parse_args(args)
         only_here = [*_refusals(_MODEL_SERVER, values), *_dropped(_MODEL_SERVER, values)]
@@ -177,7 +181,7 @@ def execute(command: Sequence[str]) -> NoReturn:
 
     Raises OSError if it cannot be run.
     """
-    environment = dict(os.environ)
+    environment = {**os.environ, _EXECUTED_VARIABLE: "1"}
     # The command line sets this for TensorFlow's Python. A server that logs no errors would help nobody.
     if environment.get("TF_CPP_MIN_LOG_LEVEL") == "3":
         del environment["TF_CPP_MIN_LOG_LEVEL"]
