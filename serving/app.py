@@ -31,6 +31,7 @@ from .poller import Poller
 from .rest_api import RestApi, RestServer, RestSettings
 from .servable import Engine
 from .service import ModelServiceImpl, PredictionServiceImpl
+from .source import FileSystemStoragePathSource
 
 __all__ = ["Server", "run"]
 
@@ -94,6 +95,8 @@ class Server:
             if options.model_config_file:
                 self._config_file_seen = _content(Path(options.model_config_file))
             models = read_models(options)
+            # Looked at here, too, since the engine's import takes seconds.
+            FileSystemStoragePathSource(model.servable for model in models.values()).poll_at_start()
             manager, core = self._start_manager()
             try:
                 core.start(models)

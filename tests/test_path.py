@@ -216,16 +216,18 @@ def test_what_the_server_refuses_to_start_with(serve, models: Path, tmp_path: Pa
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cases = [
-            (serve(tmp_path / "none"), "Could not find base path"),
-            (serve(tmp_path / "empty"), "Did you forget to name your leaf directory as a number"),
+            ("none", (), "Could not find base path"),
+            ("empty", (), "Did you forget to name your leaf directory as a number"),
             (
-                serve(tmp_path / "broken", "--max_num_load_retries=0"),
-                "No version could be loaded",
+                "broken",
+                ("--max_num_load_retries=0",),
+                "1 servable(s) did not become available: model digits version 1",
             ),
-            (serve(models, f"--port={port}"), str(port)),
-            (serve(models, f"--rest_api_port={port}"), str(port)),
+            ("models/digits", (f"--port={port}",), str(port)),
+            ("models/digits", (f"--rest_api_port={port}",), str(port)),
         ]
-        for server, message in cases:
+        for folder, flags, message in cases:
+            server = serve(tmp_path / folder, *flags)
             assert server.wait() == 1, server.log
             assert any("could not start" in line and message in line for line in server.log), server.log
             assert not any("Traceback" in line for line in server.log), server.log
