@@ -6,6 +6,7 @@ Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -34,6 +35,10 @@ class ModelEngine:
         self._session_config = session_config(options)
         self._tensorflow = TensorFlowEngine(options.tags, self._session_config)
         self._use_litert = options.engine != "tensorflow" and not has_gpu()
+        if self._use_litert:
+            # Each Session then has threads of its own, and LiteRT's decoding is best with one (see litert):
+            # read by TensorFlow at its first Session. Source: tensorflow/core/common_runtime/local_device.cc.
+            os.environ.setdefault("TF_OVERRIDE_GLOBAL_THREADPOOL", "1")
 
     def load(self, servable_id: ServableId, path: Path) -> Servable:
         """Load and warm up the version in `path`. Raises ServingError."""
