@@ -295,7 +295,10 @@ class AspiredVersionsManager:
         with self._changed:
             if servable is not None:
                 self._publish(record, servable)
-                _log.info("model %s is available (%.1f s)", record.id, time.monotonic() - began_s)
+                _log.info(
+                    "model %s is available (%s, %.1f s)",
+                    *(record.id, servable.engine, time.monotonic() - began_s),
+                )
             elif error is not None:
                 self._load_failed(record, error)
             self._changed.notify_all()
