@@ -1,15 +1,20 @@
 """Loads a version into the engine that suits it and warms it up, and says how long it took.
 
     an exported version on a CPU -> LiteRT; everything else, and what LiteRT cannot do -> TensorFlow
+    with --enable_batching: what runs in TensorFlow and does not gather requests itself -> batched
 
 Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
 """
 
+import json
 import logging
 import os
 import time
 from pathlib import Path
 
+from .batch_scheduler import BatchScheduler
+from .batching import BatchingServable
+from .batching_options import VERSION_FILE, BatchingOptions, read_batching
 from .errors import Code, ServingError
 from .flags import Options
 from .litert import LiteRtServable, can_load
@@ -21,6 +26,8 @@ from .warmup import WARMUP_FILE, warm_up
 __all__ = ["ModelEngine"]
 
 _log = logging.getLogger(__name__)
+
+_CONTRACT = "assets.extra/contract.json"
 
 
 class ModelEngine:
@@ -34,6 +41,13 @@ class ModelEngine:
         self._metrics = metrics
         self._session_config = session_config(options)
         self._tensorflow = TensorFlowEngine(options.tags, self._session_config)
+        self._batching = read_batching(options)
+        if self._batching is not None:
+            self._scheduler = BatchScheduler(
+                self._batching.num_batch_threads, self._batching.thread_pool_name
+            )
+        elif options.enable_per_model_batching_parameters:
+            _log.warning("--enable_per_model_batching_parameters: does nothing without --enable_batching")
         self._use_litert = options.engine != "tensorflow" and not has_gpu()
         if self._use_litert:
             # Each Session then has threads of its own, and LiteRT's decoding is best with one (see litert):
@@ -63,19 +77,42 @@ class ModelEngine:
     def _load(self, servable_id: ServableId, path: Path) -> Servable:
         if self._use_litert and can_load(path):
             try:
-                return LiteRtServable.load(
+                servable = LiteRtServable.load(
                     path,
                     max_queued_images=self._options.max_queued_requests,
                     fallback=lambda: self._tensorflow.load(servable_id, path),
                     session_config=self._session_config,
                 )
+                if self._batching is not None:
+                    _log.info("model %s is not batched: LiteRT is fastest image by image", servable_id)
+                return servable
             except ServingError as exc:
                 _log.warning("model %s runs in TensorFlow, not in LiteRT: %s", servable_id, exc.message)
         elif self._options.engine == "litert":
             _log.warning(
                 "model %s runs in TensorFlow: --engine=litert takes exported models on a CPU", servable_id
             )
-        return self._tensorflow.load(servable_id, path)
+        batching = self._batching_of(servable_id, path)
+        if batching is None:
+            return self._tensorflow.load(servable_id, path)
+        return BatchingServable(
+            self._tensorflow.load(servable_id, path),
+            *(batching, self._scheduler, servable_id.name, self._metrics),
+        )
+
+    def _batching_of(self, servable_id: ServableId, path: Path) -> BatchingOptions | None:
+        """How requests for a version that runs in TensorFlow are gathered; None for not at all."""
+        batching = self._batching
+        if batching is None:
+            return None
+        if self._options.enable_per_model_batching_parameters:
+            batching = batching.of_version(path)
+            if batching is None:
+                _log.info("model %s is not batched: it brings no %s", servable_id, VERSION_FILE)
+        elif _gathers_itself(path):
+            _log.info("model %s is not batched again: it gathers images in its graph", servable_id)
+            return None
+        return batching
 
     def _warm_up(self, servable: Servable, path: Path) -> None:
         file = path / WARMUP_FILE
@@ -92,3 +129,12 @@ class ModelEngine:
             raise
         finally:
             self._metrics.warmed_up(str(path), code, time.perf_counter() - began_s, count)
+
+
+def _gathers_itself(path: Path) -> bool:
+    """Whether `graftserve export` put batching into the version's graph."""
+    try:
+        document = json.loads((path / _CONTRACT).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("batching") is not None

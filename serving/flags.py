@@ -14,7 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-__all__ = ["ENGINES", "FLAGS", "OWN", "UNUSED", "VERSION_FLAG", "Flag", "Options", "UnusedFlag", "parse_args"]
+__all__ = [
+    "ENGINES",
+    "FLAGS",
+    "OWN",
+    "UNUSED",
+    "VERSION_FLAG",
+    "Flag",
+    "Options",
+    "UnusedFlag",
+    "parse_args",
+    "schedulable_cpus",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +126,17 @@ class Options:
     enable_serialization_as_tensor_content: bool = _flag(
         False, "Answer Predict with packed tensor_content instead of the typed fields."
     )
+    enable_batching: bool = _flag(
+        False, "Gather the requests for models that do not do it themselves, and run them together."
+    )
+    batching_parameters_file: str = _flag(
+        "", "File with a BatchingParameters in text format: how requests are gathered."
+    )
+    enable_per_model_batching_parameters: bool = _flag(
+        False,
+        "Batch only the versions that bring a batching_params.pbtxt, as it says; of "
+        "--batching_parameters_file only the threads count then.",
+    )
     engine: str = _flag(
         "auto",
         f"What runs exported models: litert (CPU only), tensorflow, or auto: litert where it can. {OWN}",
@@ -146,6 +168,11 @@ class Options:
             raise ValueError("--saved_model_tags: expected tags such as serve, got nothing")
         if self.engine not in ENGINES:
             raise ValueError(f"--engine: expected {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.batching_parameters_file and not self.enable_batching:
+            raise ValueError(
+                "--batching_parameters_file: expected --enable_batching beside it, got "
+                f"{self.batching_parameters_file} alone: add it, or leave the file out"
+            )
         self._check_range("port", 0, 65_535)
         self._check_range("rest_api_port", -1, 65_535)
         self._check_range("rest_api_timeout_in_ms", 1, _INT32_MAX)
@@ -200,11 +227,11 @@ class Options:
 
     @property
     def grpc_threads(self) -> int:
-        return self.grpc_max_threads or 4 * _schedulable_cpus()
+        return self.grpc_max_threads or 4 * schedulable_cpus()
 
     @property
     def rest_threads(self) -> int:
-        return self.rest_api_num_threads or 4 * _schedulable_cpus()
+        return self.rest_api_num_threads or 4 * schedulable_cpus()
 
     @property
     def rest_timeout_s(self) -> float:
@@ -261,12 +288,8 @@ def _unused(name: str, default: str | int | bool, reason: str) -> tuple[str, Unu
 
 
 _LITERT_SIZE = "LiteRT has one interpreter for each CPU here"
-_NO_BATCHING = "requests are not gathered here; exported models do it themselves"
 UNUSED: Mapping[str, UnusedFlag] = dict(
     [
-        _unused("enable_batching", False, _NO_BATCHING),
-        _unused("batching_parameters_file", "", _NO_BATCHING),
-        _unused("enable_per_model_batching_parameters", False, _NO_BATCHING),
         _unused("flush_filesystem_caches", True, "files are cached as the system sees fit"),
         _unused("platform_config_file", "", "TensorFlow is the only platform here"),
         _unused("remove_unused_fields_from_bundle_metagraph", True, "nothing is kept of them in any case"),
@@ -340,7 +363,8 @@ def _kind(flag: Flag) -> str:
     return {int: "an integer", float: "a number", bool: "true or false", str: "text"}[flag.type]
 
 
-def _schedulable_cpus() -> int:
+def schedulable_cpus() -> int:
+    """CPUs that this process may use; a quota is not seen. What defaults of threads are made of."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

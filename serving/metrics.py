@@ -6,8 +6,8 @@ signature, status code, time in the queue, images that could not be read, and ea
 
 Unlike there, a request for a model that the server does not know counts under the name "(unknown)": otherwise
 anybody could make it hold series without bound.
-Source: tensorflow_serving/servables/tensorflow/util.cc and tensorflow/cc/saved_model/loader.cc for names,
-labels and buckets.
+Source: tensorflow_serving/servables/tensorflow/util.cc, tensorflow_serving/batching/{batching_session.cc,
+batching_util.h} and tensorflow/cc/saved_model/loader.cc for names, labels and buckets.
 """
 
 import json
@@ -47,6 +47,10 @@ _UNKNOWN_MODEL = "(unknown)"
 _LATENCY_BUCKETS_US = tuple(10 * 1.8**power for power in range(33))
 # util.cc: Exponential(1, 2, 15), in examples.
 _EXAMPLE_BUCKETS = tuple(float(2**power) for power in range(15))
+# batching_session.cc: Exponential(100, 1.2, 52), in microseconds.
+_QUEUE_BUCKETS_US = tuple(100 * 1.2**power for power in range(52))
+# batching_util.h: Exponential(1, 2, 14), in rows.
+_ROWS_BUCKETS = tuple(float(2**power) for power in range(14))
 _SECONDS_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
 )
@@ -196,6 +200,24 @@ class Metrics:
         self._warmup_records = counter(
             f"{tensorflow}model_warmup_records_read", "Warmup records replayed.", "model_path"
         )
+        session = f"{tensorflow}batching_session:"
+        self._batch_queue_us = histogram(
+            f"{session}queuing_latency",
+            "Microseconds that a request waited for its batch to be run.",
+            *(_QUEUE_BUCKETS_US, "thread_pool_name"),
+        )
+        self._batch_runs = counter(f"{session}wrapped_run_count", "Batches that were run.")
+        self._batch_input = histogram(
+            f"{session}input_batch_size", "Rows of a request.", _ROWS_BUCKETS, "thread_pool_name"
+        )
+        self._batch_processed = histogram(
+            f"{session}processed_batch_size",
+            "Rows of a batch, padding included.",
+            *(_ROWS_BUCKETS, "thread_pool_name"),
+        )
+        self._batch_padding = histogram(
+            f"{session}padding_size", "Rows added to a batch.", _ROWS_BUCKETS, "execution_batch_size"
+        )
 
         self._requests = _Family(
             Counter(
@@ -212,8 +234,14 @@ class Metrics:
         )
         self._queue_seconds = histogram(
             "graftserve_queue_seconds",
-            "Seconds that a request waited for a thread of the server.",
-            *(_SECONDS_BUCKETS, "model_name"),
+            "Seconds that a request waited for a thread of the server (thread) or for its batch (batch), "
+            "or an image for an interpreter (engine).",
+            *(_SECONDS_BUCKETS, "model_name", "queue"),
+        )
+        self._batch_rows = histogram(
+            "graftserve_batch_rows",
+            "Rows that one run of a batched model computes, padding included.",
+            *(_ROWS_BUCKETS, "model_name"),
         )
         self._valid = _Family(
             Counter("graftserve_valid_rows", "Images read.", ("model_name", "version"), registry=registry)
@@ -249,7 +277,7 @@ class Metrics:
         self._requests[name, version, call.signature_name, call.api, call.entrypoint, code.name].inc()
         self._seconds[name, call.api, call.entrypoint].observe(seconds)
         if call.queue_s:
-            self._queue_seconds[(name,)].observe(call.queue_s)
+            self.waited(name, "thread", call.queue_s)
         if code is Code.OK:
             self._latency_us[name, call.api, call.entrypoint].observe(seconds * 1e6)
         if call.runtime_s is not None:
@@ -276,6 +304,26 @@ class Metrics:
         self._warmup_us[model_path, code.name].observe(seconds * 1e6)
         self._load_stage_us[model_path, "warmup"].observe(seconds * 1e6)
         self._warmup_records.add((model_path,), records)
+
+    def waited(self, model_name: str, queue: str, seconds: float) -> None:
+        """Something of a known model left a queue of the server: "thread", "batch" or "engine"."""
+        self._queue_seconds[model_name, queue].observe(seconds)
+
+    def batch_asked(self, thread_pool_name: str, rows: int) -> None:
+        """A request of `rows` is to be batched."""
+        self._batch_input[(thread_pool_name,)].observe(rows)
+
+    def batch_waited(self, thread_pool_name: str, model_name: str, seconds: float) -> None:
+        """A request, or a part of one, has left the queue to be run in a batch."""
+        self._batch_queue_us[(thread_pool_name,)].observe(seconds * 1e6)
+        self.waited(model_name, "batch", seconds)
+
+    def batch_runs(self, thread_pool_name: str, model_name: str, rows: int, size: int) -> None:
+        """A batch of `rows`, padded to `size`, is run."""
+        self._batch_runs.add(())
+        self._batch_processed[(thread_pool_name,)].observe(size)
+        self._batch_padding[(str(size),)].observe(size - rows)
+        self._batch_rows[(model_name,)].observe(size)
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -20,6 +20,7 @@ from google.protobuf import text_format
 
 from graftserve.client.wire import BatchingParameters, ModelServerConfig, MonitoringConfig
 from graftserve.serving.app import Server
+from graftserve.serving.batching_options import read_batching
 from graftserve.serving.config import model_settings
 from graftserve.serving.flags import Options
 
@@ -336,6 +337,10 @@ def test_the_batching() -> None:
     assert sizes[-1] == config.max_execution_batch_size.value <= config.max_batch_size.value
     assert config.num_batch_threads.value > 0
     assert config.max_enqueued_batches.value > 0
+    file = str(_CONTAINER / "batching.config")
+    ours = read_batching(Options(model_base_path="m", enable_batching=True, batching_parameters_file=file))
+    assert ours is not None
+    assert ours.allowed_batch_sizes == tuple(sizes)
 
 
 def test_the_metrics_are_where_everybody_looks(dockerfile: Dockerfile) -> None:

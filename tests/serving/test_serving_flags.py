@@ -54,6 +54,10 @@ def test_both_spellings_and_bools() -> None:
         ([BASE, "--per_process_gpu_memory_fraction=2"], "expected 0 to 1, got 2.0"),
         ([BASE, "--engine=onnx"], "--engine: expected auto, tensorflow, litert, got 'onnx'"),
         ([BASE, "--grpc_channel_arguments=a"], "--grpc_channel_arguments: expected name=value, got 'a'"),
+        (
+            [BASE, "--batching_parameters_file=b.config"],
+            "--batching_parameters_file: expected --enable_batching beside it, got b.config alone",
+        ),
         ([BASE, "--use_alts_credentials"], "--use_alts_credentials: there is no ALTS here"),
         ([BASE, "--max_message_bytes=2147483648"], "--max_message_bytes: expected 0 to 2147483647"),
     ],
