@@ -82,6 +82,7 @@ class ModelEngine:
                     max_queued_images=self._options.max_queued_requests,
                     fallback=lambda: self._tensorflow.load(servable_id, path),
                     session_config=self._session_config,
+                    on_image=lambda seconds: self._metrics.waited(servable_id.name, "engine", seconds),
                 )
                 if self._batching is not None:
                     _log.info("model %s is not batched: LiteRT is fastest image by image", servable_id)
