@@ -1,0 +1,176 @@
+"""Callers of a server, in a process of their own, so that they share no interpreter with what they measure.
+
+    python benchmarks/load.py predict 127.0.0.1:8500 --callers 32 --seconds 10 --images photo.jpg
+    python benchmarks/load.py http 127.0.0.1:8000 --callers 64 --rate 30 --seconds 20 --images photo.jpg
+
+Without --rate each caller asks again as soon as it is answered (a closed loop). With it, requests come at
+random moments, so many a second on average, whether or not earlier ones are answered (an open loop), and the
+time that one waits for a free caller counts. Prints JSON: answers a second, and seconds at the 50th, 95th,
+99th percentile and at the most.
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import queue
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from graftserve.client.wire import PredictRequest
+from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, IMAGE_BYTES
+from graftserve.client.wire.methods import PREDICT
+from graftserve.client.wire.tensors import to_proto
+
+Send = Callable[[bytes], object]
+
+
+def predict_with(model: str) -> Callable[[bytes], bytes]:
+    """What asks `model` for the classes of an image; for no image, for the half of 1, 2 and 5."""
+
+    def request(content: bytes) -> bytes:
+        message = PredictRequest()
+        message.model_spec.name = model
+        if content:
+            message.inputs[IMAGE_BYTES].CopyFrom(to_proto(np.array([content], object)))
+            message.output_filter.extend(CLASSIFY_OUTPUTS)
+        else:
+            message.inputs["x"].CopyFrom(to_proto(np.array([1, 2, 5], np.float32)))
+        return message.SerializeToString()
+
+    return request
+
+
+def open_grpc(target: str, path: str) -> Send:
+    """A channel of its own for each caller, as separate programs have."""
+    channel = grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
+    return channel.unary_unary(path)
+
+
+def open_http(target: str, path: str) -> Send:
+    connection = http.client.HTTPConnection(target)
+
+    def send(content: bytes) -> bytes:
+        connection.request("POST", path, content, {"Content-Type": "image/jpeg"})
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {body[:200]!r}")
+        return body
+
+    return send
+
+
+def closed_loop(connect: Callable[[], Send], contents: list[bytes], callers: int, seconds: float) -> dict:
+    """Every caller asks one thing after the other."""
+    taken: list[list[float]] = [[] for _ in range(callers)]
+    ready = threading.Barrier(callers)
+
+    def run(number: int) -> None:
+        send = connect()
+        send(contents[number % len(contents)])
+        ready.wait()
+        end_s = time.perf_counter() + seconds
+        for content in itertools.islice(itertools.cycle(contents), number, None):
+            began_s = time.perf_counter()
+            if began_s >= end_s:
+                return
+            send(content)
+            taken[number].append(time.perf_counter() - began_s)
+
+    _run_all(run, callers)
+    return _summary(list(itertools.chain(*taken)), seconds)
+
+
+def open_loop(
+    connect: Callable[[], Send], contents: list[bytes], callers: int, rate_per_s: float, seconds: float
+) -> dict:
+    """Requests come by themselves; the same moments for the same rate."""
+    moments: queue.Queue[tuple[float, bytes] | None] = queue.Queue()
+    taken: list[float] = []
+    ready = threading.Barrier(callers + 1)
+
+    def run(number: int) -> None:
+        send = connect()
+        send(contents[number % len(contents)])
+        ready.wait()
+        while (next_one := moments.get()) is not None:
+            due_s, content = next_one
+            send(content)
+            taken.append(time.perf_counter() - due_s)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    chance = random.Random(5)
+    began_s = due_s = time.perf_counter()
+    for content in itertools.cycle(contents):
+        due_s += chance.expovariate(rate_per_s)
+        if due_s >= began_s + seconds:
+            break
+        time.sleep(max(0.0, due_s - time.perf_counter()))
+        moments.put((due_s, content))
+    for _ in threads:
+        moments.put(None)
+    for thread in threads:
+        thread.join()
+    return _summary(taken, seconds)
+
+
+def _run_all(run: Callable[[int], None], callers: int) -> None:
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _summary(taken_s: list[float], seconds: float) -> dict:
+    cuts = statistics.quantiles(taken_s, n=100, method="inclusive")
+    return {
+        "answers": len(taken_s),
+        "per_s": len(taken_s) / seconds,
+        "p50_s": cuts[49],
+        "p95_s": cuts[94],
+        "p99_s": cuts[98],
+        "max_s": max(taken_s),
+    }
+
+
+def main() -> None:
+    """Ask, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("kind", choices=["predict", "grpc", "http"], help="how to ask")
+    parser.add_argument("target", help="host:port")
+    parser.add_argument("--images", type=Path, nargs="*", default=[])
+    parser.add_argument("--path", default=PREDICT.path, help="the method's or the page's")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--callers", type=int, default=8)
+    parser.add_argument("--rate", type=float, help="requests a second; default: a closed loop")
+    parser.add_argument("--seconds", type=float, default=10)
+    arguments = parser.parse_args()
+    contents = [image.read_bytes() for image in arguments.images] or [b""]
+    if arguments.kind == "predict":
+        contents = list(map(predict_with(arguments.model), contents))
+    opener = open_http if arguments.kind == "http" else open_grpc
+
+    def connect() -> Send:
+        return opener(arguments.target, arguments.path)
+
+    if arguments.rate is None:
+        result = closed_loop(connect, contents, arguments.callers, arguments.seconds)
+    else:
+        result = open_loop(connect, contents, arguments.callers, arguments.rate, arguments.seconds)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

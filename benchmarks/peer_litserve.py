@@ -1,0 +1,33 @@
+"""LitServe's part of `peers.py`: its worker processes import the class by its name."""
+
+from pathlib import Path
+
+import litserve
+from peers import HTTP_PATH, open_signature
+from starlette.requests import Request
+
+
+class Classifier(litserve.LitAPI):
+    """One worker, up to 8 images at once, 5 ms to gather them."""
+
+    def __init__(self, version: Path) -> None:
+        super().__init__(max_batch_size=8, batch_timeout=0.005, api_path=HTTP_PATH)
+        self.version = version
+
+    def setup(self, device: str) -> None:
+        self.classify = open_signature(self.version)
+
+    async def decode_request(self, request: Request) -> bytes:
+        return await request.body()
+
+    def predict(self, images: list[bytes]) -> list[tuple[str, float]]:
+        return self.classify(list(images))
+
+    def encode_response(self, output: tuple[str, float]) -> dict[str, object]:
+        return {"label": output[0], "score": output[1]}
+
+
+def serve(version: Path, port: int) -> None:
+    """Serve until the process is killed."""
+    server = litserve.LitServer(Classifier(version), accelerator="cpu", workers_per_device=1)
+    server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)

@@ -1,0 +1,377 @@
+"""The embedded server against what people write by hand, and against the bare engines, in one run.
+
+    python benchmarks/serving.py --output benchmarks/results
+
+On one exported EfficientNet-Lite0 and photographs of 500 pixels, with 8 and 32 callers that ask for one image
+at a time: the server with either engine, three peers on TensorFlow (`peers.py`), and, without any server, the
+signature called in process and decoding with LiteRT's interpreters. Then the latency of all servers at 70% of
+what the best peer can do, and what a request for next to nothing costs the server.
+
+All ways are taken in turn over several rounds, so that a machine whose speed drifts treats them alike, and
+servers whose turn it is not are stopped (SIGSTOP). What counts are the ratios; the rates are this machine's.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from peers import GRPC_METHOD, HTTP_PATH, PEERS
+from PIL import Image
+from result import spread, write_result
+from skimage import data
+
+from graftserve.cli.digits import write_digits
+from graftserve.cli.server_process import ServerProcess
+from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, SERVING_DEFAULT
+from graftserve.client.wire.methods import PREDICT
+from graftserve.export import export_run
+from graftserve.export.verify import open_signatures
+from graftserve.training import Recipe, train
+from graftserve.training.preprocess import Preprocess, image_decoder
+
+MODEL = "bench"
+CALLERS = (8, 32)
+FLAGS = ("--grpc_max_threads=64", "--max_num_load_retries=0", "--file_system_poll_wait_seconds=0")
+HERE = Path(__file__).parent
+
+Way = Callable[[int, float], float]
+"""Way(callers, seconds) gives images a second."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server in processes of its own: `leader`'s process group, or that process alone."""
+
+    kind: str
+    target: str
+    path: str
+    leader: int
+    is_group: bool
+
+    def signal(self, number: signal.Signals) -> None:
+        (os.killpg if self.is_group else os.kill)(self.leader, number)
+
+    def load(self, *arguments: object) -> dict[str, float]:
+        """What `load.py` measures, and the CPU seconds that an answer cost the server."""
+        command = [sys.executable, HERE / "load.py", self.kind, self.target, "--path", self.path]
+        command += ["--model", MODEL, *arguments]
+        before_s = self._cpu_s()
+        done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
+        result: dict[str, float] = json.loads(done.stdout)
+        return result | {"cpu_s": (self._cpu_s() - before_s) / result["answers"]}
+
+    def _cpu_s(self) -> float:
+        """User and system time of all its processes so far."""
+        ticks = 0
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except OSError:  # it has ended meanwhile
+                    continue
+                if int(entry.name) == self.leader or (self.is_group and int(fields[2]) == self.leader):
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the result")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10, help="of each way in each round")
+    parser.add_argument("--version", type=Path, help="an exported version (default: one is made)")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rounds, seconds = arguments.rounds, arguments.seconds
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        version = arguments.version or _export(Path(folder))
+        photos = _photos(Path(folder))
+        servers = {
+            f"graftserve {engine}": stack.enter_context(_ours(version.parent, engine))
+            for engine in ("litert", "tensorflow")
+        }
+        servers |= {peer: stack.enter_context(_peer(peer, version)) for peer in PEERS}
+        contents = [photo.read_bytes() for photo in photos]
+        signatures = stack.enter_context(open_signatures(version))
+        ways: dict[str, Way] = {
+            "bare signature": _bare(
+                lambda row: signatures.run(SERVING_DEFAULT, [contents[row % len(contents)]], CLASSIFY_OUTPUTS)
+            ),
+            "bare LiteRT": _bare_litert(version, contents),
+        }
+
+        def rate(name: str, callers: int) -> tuple[float, float]:
+            if name in ways:
+                return ways[name](callers, seconds), 0.0
+            with _running(servers[name]):
+                got = servers[name].load("--callers", callers, "--seconds", seconds, "--images", *photos)
+            return got["per_s"], got["cpu_s"]
+
+        throughput = []
+        for callers in CALLERS:
+            names = [*servers, *ways]
+            rates: dict[str, list[float]] = {name: [] for name in names}
+            costs: dict[str, list[float]] = {name: [] for name in servers}
+            for _, name in itertools.product(range(rounds), names):
+                images_per_s, cpu_s = rate(name, callers)
+                rates[name].append(images_per_s)
+                if name in servers:
+                    costs[name].append(cpu_s * 1e3)
+            throughput.append(_throughput_row(callers, rates, costs))
+            print(json.dumps(throughput[-1], indent=2), flush=True)
+
+        latency = _latency(servers, throughput, photos, rounds, seconds)
+        print(json.dumps(latency, indent=2), flush=True)
+        split = _split(version, contents, rounds, seconds)
+        print(json.dumps(split), flush=True)
+        trivial = _trivial(Path(folder), stack, rounds, seconds)
+        print(json.dumps(trivial, indent=2), flush=True)
+
+    write_result(
+        arguments.output,
+        "serving",
+        {"throughput": throughput, "latency": latency, "litert_split": split, "trivial": trivial},
+    )
+
+
+def _export(folder: Path) -> Path:
+    """A version to serve."""
+    write_digits(folder / "digits")
+    for image in (folder / "digits").rglob("*.jpg"):
+        if int(image.stem) >= 200:  # the head that few images train is as large as any
+            image.unlink()
+    run = train(Recipe(str(folder / "digits")), folder / "run", cache_dir=folder / "cache")
+    version: Path = export_run(run.path, folder / "models" / MODEL).path
+    return version
+
+
+def _photos(folder: Path) -> list[Path]:
+    photos = []
+    for name in ("chelsea", "coffee", "rocket"):
+        image = Image.fromarray(getattr(data, name)())
+        image.thumbnail((500, 500))
+        photos.append(folder / f"{name}.jpg")
+        image.save(photos[-1], quality=90)
+    return photos
+
+
+@contextmanager
+def _ours(model_base_path: Path, engine: str) -> Iterator[Served]:
+    with ServerProcess(MODEL, model_base_path, f"--engine={engine}", *FLAGS) as server:
+        target = server.addresses()["gRPC"]
+        yield from _stopped(Served("predict", target, PREDICT.path, server.pid, is_group=False))
+
+
+@contextmanager
+def _peer(name: str, version: Path) -> Iterator[Served]:
+    process = subprocess.Popen(
+        [sys.executable, HERE / "peers.py", name, version],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None  # noqa: S101  # it was asked for
+    port = next((line.split()[1] for line in process.stdout if line.startswith("ready ")), None)
+    if port is None:
+        raise SystemExit(f"the peer {name} ended with status {process.wait()} before it was ready")
+    kind, path = {"grpc": ("grpc", GRPC_METHOD), "echo": ("predict", PREDICT.path)}.get(
+        name, ("http", HTTP_PATH)
+    )
+    try:
+        yield from _stopped(Served(kind, f"127.0.0.1:{port}", path, process.pid, is_group=True))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _stopped(served: Served) -> Iterator[Served]:
+    served.signal(signal.SIGSTOP)
+    try:
+        yield served
+    finally:
+        served.signal(signal.SIGCONT)
+
+
+@contextmanager
+def _running(served: Served) -> Iterator[None]:
+    served.signal(signal.SIGCONT)
+    try:
+        yield
+    finally:
+        served.signal(signal.SIGSTOP)
+
+
+def _bare(call: Callable[[int], object]) -> Way:
+    """The call, again and again, from as many threads as there are callers."""
+
+    def measure(callers: int, seconds: float) -> float:
+        numbers = itertools.count()
+        for row in range(3):
+            call(row)
+        began_s = time.perf_counter()
+
+        def run(_: int) -> int:
+            done = 0
+            while time.perf_counter() < began_s + seconds:
+                call(next(numbers))
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(callers) as pool:
+            return sum(pool.map(run, range(callers))) / (time.perf_counter() - began_s)
+
+    return measure
+
+
+def _bare_litert(
+    version: Path, contents: Sequence[bytes], workers: int | None = None, threads: int = 1
+) -> Way:
+    """Decoding as training does it, and an interpreter for each worker; None: a worker for each CPU."""
+    contract = json.loads((version / "assets.extra" / "contract.json").read_text())
+    decode = image_decoder(Preprocess.from_dict(contract["preprocess"]))
+    images = list(map(tf.constant, contents))
+    local = threading.local()
+
+    def call(row: int) -> object:
+        if not hasattr(local, "run"):
+            interpreter = Interpreter(str(version / "assets.extra" / "network.tflite"), num_threads=threads)
+            local.run = interpreter.get_signature_runner(SERVING_DEFAULT)
+        return local.run(pixels=decode(images[row % len(images)]).numpy()[None])
+
+    measure = _bare(call)
+    return lambda callers, seconds: measure(workers or len(os.sched_getaffinity(0)), seconds)
+
+
+def _throughput_row(
+    callers: int, rates: dict[str, list[float]], costs: dict[str, list[float]]
+) -> dict[str, object]:
+    peer = max(PEERS, key=lambda name: statistics.median(rates[name]))
+
+    def ratio(name: str, other: str) -> dict[str, float]:
+        return spread([ours / theirs for ours, theirs in zip(rates[name], rates[other], strict=True)])
+
+    return {
+        "callers": callers,
+        "images_per_s": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "server_cpu_ms_per_image": {
+            name: round(statistics.median(values), 1) for name, values in costs.items()
+        },
+        "best_peer": peer,
+        "litert_to_best_peer": ratio("graftserve litert", peer),
+        "litert_to_bare_litert": ratio("graftserve litert", "bare LiteRT"),
+        "tensorflow_to_best_peer": ratio("graftserve tensorflow", peer),
+        "tensorflow_to_bare_signature": ratio("graftserve tensorflow", "bare signature"),
+    }
+
+
+def _latency(
+    servers: dict[str, Served],
+    throughput: Sequence[dict],
+    photos: Sequence[Path],
+    rounds: int,
+    seconds: float,
+) -> dict[str, object]:
+    """At 70% of the most that any peer could do."""
+    rates = [row["images_per_s"] for row in throughput]
+    rate = 0.7 * max(row[peer] for row in rates for peer in PEERS)
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+    for _, (name, server) in itertools.product(range(rounds), servers.items()):
+        with _running(server):
+            flags = ("--rate", rate, "--callers", 64, "--seconds", 2 * seconds, "--images")
+            taken[name].append(server.load(*flags, *photos))
+    p99s = {name: [entry["p99_s"] for entry in entries] for name, entries in taken.items()}
+    peer = min(PEERS, key=lambda name: statistics.median(p99s[name]))
+
+    def ratio(name: str) -> dict[str, float]:
+        return spread([ours / theirs for ours, theirs in zip(p99s[name], p99s[peer], strict=True)])
+
+    return {
+        "images_per_s": round(rate, 1),
+        "ms": {
+            name: {
+                key: round(1e3 * statistics.median(entry[f"{key}_s"] for entry in entries), 1)
+                for key in ("p50", "p95", "p99")
+            }
+            for name, entries in taken.items()
+        },
+        "best_peer": peer,
+        "litert_p99_to_best_peer": ratio("graftserve litert"),
+        "tensorflow_p99_to_best_peer": ratio("graftserve tensorflow"),
+    }
+
+
+def _split(version: Path, contents: Sequence[bytes], rounds: int, seconds: float) -> dict[str, float]:
+    """Images a second of LiteRT by how the CPUs are shared: interpreters times threads of each."""
+    cpus = len(os.sched_getaffinity(0))
+    ways = {
+        f"{workers} x {threads}": _bare_litert(version, contents, workers, threads)
+        for workers, threads in dict.fromkeys([(1, 1), (1, cpus), (cpus, 1), (2 * cpus, 1), (cpus, cpus)])
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _, (name, way) in itertools.product(range(rounds), ways.items()):
+        rates[name].append(way(0, seconds / 2))
+    return {name: round(statistics.median(values), 1) for name, values in rates.items()}
+
+
+def _trivial(folder: Path, stack: ExitStack, rounds: int, seconds: float) -> list[dict[str, object]]:
+    """Half of three numbers plus two, beside a gRPC server in Python that returns what it was sent."""
+
+    class Half(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = tf.Variable(2.0)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": x * 0.5 + self.two}
+
+    module = Half()
+    tf.saved_model.save(module, str(folder / "half" / "1"), signatures={SERVING_DEFAULT: module.serve})
+    servers = {
+        "graftserve": stack.enter_context(_ours(folder / "half", "auto")),
+        "echo": stack.enter_context(_peer("echo", folder)),
+    }
+    rows: list[dict[str, object]] = []
+    for callers in (1, *CALLERS):
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+        for _, (name, server) in itertools.product(range(rounds), servers.items()):
+            with _running(server):
+                taken[name].append(server.load("--callers", callers, "--seconds", seconds / 2))
+        cpu_s = {name: [entry["cpu_s"] for entry in entries] for name, entries in taken.items()}
+        rows.append(
+            {
+                "callers": callers,
+                "requests_per_s": {
+                    name: round(statistics.median(entry["per_s"] for entry in entries))
+                    for name, entries in taken.items()
+                },
+                "cpu_us_per_request": {
+                    name: round(1e6 * statistics.median(values)) for name, values in cpu_s.items()
+                },
+                "cpu_to_echo": spread(
+                    [ours / theirs for ours, theirs in zip(cpu_s["graftserve"], cpu_s["echo"], strict=True)]
+                ),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
