@@ -29,7 +29,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/installed
-	for benchmark in feature_extraction classic_bottleneck embedded_throughput \
+	$(PIP) install "$$(ls build/wheel/*.whl)[bench]"
+	for benchmark in feature_extraction classic_bottleneck serving \
 	  decode exported_signature; do \
 	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
 
