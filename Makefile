@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi')
+SOURCES := $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
 PYTEST_ARGS ?=
 
 # TensorFlow imports three times slower without its bytecode.
