@@ -32,6 +32,7 @@ from .rest_api import RestApi, RestServer, RestSettings
 from .servable import Engine
 from .service import ModelServiceImpl, PredictionServiceImpl
 from .source import FileSystemStoragePathSource
+from .tracing import Tracer
 
 __all__ = ["Server", "run"]
 
@@ -70,6 +71,7 @@ class Server:
         self._pollers: list[Poller] = []
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
+        self._tracer: Tracer | None = None
         self._config_file_trouble = ""
         self._config_file_seen = b""
         self._started_s = time.time()
@@ -92,6 +94,9 @@ class Server:
                 read_text_proto(file, monitoring, "--monitoring_config_file")
             if options.ssl_config_file:
                 tls = read_text_proto(Path(options.ssl_config_file), SSLConfig(), "--ssl_config_file")
+            if options.enable_tracing:
+                self._tracer = Tracer()
+                self.metrics.trace(self._tracer)
             if options.model_config_file:
                 self._config_file_seen = _content(Path(options.model_config_file))
             models = read_models(options)
@@ -167,6 +172,8 @@ class Server:
         for closer in closers:
             closer.join(max(0.0, give_up_s - time.monotonic()))
         clean = not any(closer.is_alive() for closer in closers)
+        if self._tracer is not None and not self._tracer.stop(max(0.0, give_up_s - time.monotonic())):
+            _log.warning("traces of the last requests were not sent: the collector did not take them in time")
         if manager is not None:
             # Before the pollers: one of them may be waiting for a load.
             clean = manager.stop(_UNLOAD_TIMEOUT_S) and clean

@@ -103,6 +103,11 @@ class Options:
         "", "File with a MonitoringConfig in text format: where Prometheus finds the metrics over REST."
     )
     access_log: bool = _flag(False, f"Write one line of JSON to stderr for each request. {OWN}")
+    enable_tracing: bool = _flag(
+        False,
+        "Send OpenTelemetry traces of requests over OTLP, as the OTEL_* variables say: "
+        f"OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER and so on. {OWN}",
+    )
     file_system_poll_wait_seconds: int = _flag(
         1, "Seconds between two looks for new versions. 0: look once, at the start. Negative: the same."
     )

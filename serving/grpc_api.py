@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ from .metrics import Call, Metrics
 from .proto_tensors import ProtoInputs
 from .reflection import descriptor_pool
 from .service import Answer, ModelServiceImpl, ModelSpec, PredictionServiceImpl
+from .tracing import Origin
 
 __all__ = ["GrpcServer", "GrpcSettings", "status_to_proto"]
 
@@ -298,7 +300,11 @@ def _behaviour(
     """Add to a method what all of them share: parsing, deadlines, dropped clients, errors as statuses."""
 
     def behave(content: bytes, context: grpc.ServicerContext) -> bytes:
-        call = metrics.begin(method.name, "GRPC", peer=context.peer(), queue_s=_TimedPool.waited_s())
+        call = metrics.begin(
+            *(method.name, "GRPC", partial(_origin, method, context)),
+            peer=context.peer(),
+            queue_s=_TimedPool.waited_s(),
+        )
         code, message = Code.OK, ""
         try:
             # Parsed here and not by gRPC, which would call what it cannot parse an error of the server.
@@ -321,6 +327,18 @@ def _behaviour(
         return context.abort(_STATUS[code], message)
 
     return behave
+
+
+def _origin(method: methods.Method[Any, Any], context: grpc.ServicerContext, code: Code) -> Origin:
+    headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
+    attributes: dict[str, str | int] = {
+        "rpc.system": "grpc",
+        "rpc.service": method.service,
+        "rpc.method": method.name,
+        "rpc.grpc.status_code": code.value,
+        "network.peer.address": context.peer(),
+    }
+    return Origin(f"{method.service}/{method.name}", headers, attributes)
 
 
 def _deadline_s(context: grpc.ServicerContext) -> float | None:

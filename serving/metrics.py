@@ -35,6 +35,7 @@ from prometheus_client.registry import Collector
 from .errors import Code
 from .manager import AspiredVersionsManager
 from .policy import State
+from .tracing import Origin, Tracer
 
 __all__ = ["CONTENT_TYPE", "Call", "Metrics", "ModelTotals"]
 
@@ -63,11 +64,14 @@ class Call:
     """One request, from when it is taken up to its answer; what is not known yet is empty.
 
     api: "Predict" and so on. entrypoint: "GRPC" or "REST".
-    queue_s: how long it waited for a thread. runtime_s: how long the model took.
+    origin: what a trace says of it, for the code that it was answered with.
+    queue_s: how long it waited for a thread. run_at_s: when the model began, on time.perf_counter's clock.
+    runtime_s: how long it took. rows: of the answer, if its outputs agree on that.
     """
 
     api: str
     entrypoint: str
+    origin: Callable[[Code], Origin]
     peer: str = ""
     queue_s: float = 0.0
     began_s: float = field(default_factory=time.perf_counter)
@@ -75,7 +79,9 @@ class Call:
     version: int | None = None
     signature_name: str = ""
     engine: str = ""
+    run_at_s: float | None = None
     runtime_s: float | None = None
+    rows: int | None = None
     examples: int | None = None
     valid_rows: int | None = None
     invalid_rows: int = 0
@@ -159,6 +165,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._is_known = is_known
         self._access_log = _access_logger() if access_log else None
+        self._tracer: Tracer | None = None
 
         def counter(name: str, text: str, *labels: str) -> _PlainCounter:
             return _PlainCounter(name, text, labels, registry)
@@ -262,10 +269,22 @@ class Metrics:
         """Add the states of the manager's versions, read whenever somebody asks."""
         self.registry.register(_States(manager))
 
-    def begin(self, api: str, entrypoint: str, *, peer: str = "", queue_s: float = 0.0) -> Call:
+    def trace(self, tracer: Tracer) -> None:
+        """Let requests that end from now on become spans, too."""
+        self._tracer = tracer
+
+    def begin(
+        self,
+        api: str,
+        entrypoint: str,
+        origin: Callable[[Code], Origin],
+        *,
+        peer: str = "",
+        queue_s: float = 0.0,
+    ) -> Call:
         """A request is taken up; `end` must follow."""
         self._in_flight.inc()
-        return Call(api, entrypoint, peer, queue_s)
+        return Call(api, entrypoint, origin, peer, queue_s)
 
     def end(self, call: Call, code: Code, message: str = "") -> None:
         """The request is answered. message: what went wrong."""
@@ -289,8 +308,11 @@ class Metrics:
         if call.valid_rows is not None:
             self._valid[name, version].inc(call.valid_rows)
             self._invalid[name, version].inc(call.invalid_rows)
+        trace_id = ""
+        if self._tracer is not None:
+            trace_id = self._tracer.record(call, call.origin(code), code, message, seconds)
         if self._access_log is not None:
-            self._access_log.info(_access_line(call, code, message, seconds))
+            self._access_log.info(_access_line(call, code, message, seconds, trace_id))
 
     def loaded(self, model_path: str, code: Code, seconds: float) -> None:
         """An attempt to load a version ended."""
@@ -403,7 +425,7 @@ def _access_logger() -> logging.Logger:
     return logger
 
 
-def _access_line(call: Call, code: Code, message: str, seconds: float) -> str:
+def _access_line(call: Call, code: Code, message: str, seconds: float, trace_id: str) -> str:
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "api": call.api,
@@ -418,6 +440,8 @@ def _access_line(call: Call, code: Code, message: str, seconds: float) -> str:
         "runtime_seconds": None if call.runtime_s is None else round(call.runtime_s, 6),
         "engine": call.engine,
     }
+    if trace_id:
+        line["trace_id"] = trace_id
     if message:
         line["error"] = message
     return json.dumps(line, ensure_ascii=False)

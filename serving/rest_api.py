@@ -20,6 +20,7 @@ import urllib.parse
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from cheroot import wsgi
@@ -37,6 +38,7 @@ from .metrics import CONTENT_TYPE, Call, Metrics
 from .page import CONTENT_SECURITY_POLICY, PAGE, Overview
 from .predict import SignatureNotFoundError
 from .service import ModelServiceImpl, ModelSpec, PredictionServiceImpl
+from .tracing import Origin
 
 __all__ = ["HTTP_STATUS", "RestApi", "RestServer", "RestSettings"]
 
@@ -72,6 +74,11 @@ _GET = re.compile(
 )
 _MAX_VERSION = 2**63 - 1
 _APIS = {"predict": "Predict", "classify": "Classify", "regress": "Regress"}
+_ROUTES = {
+    **{api: f"/v1/models/{{name}}:{method}" for method, api in _APIS.items()},
+    "GetModelStatus": "/v1/models/{name}",
+    "GetModelMetadata": "/v1/models/{name}/metadata",
+}
 _TOO_LARGE = "413 Content Too Large"
 _MIN_GZIP_BYTES = 1024
 _GZIP_WBITS = 16 + zlib.MAX_WBITS
@@ -178,7 +185,8 @@ class RestApi:
         return self._measure(environ, "GetModelStatus", lambda call: self._status(call, spec))
 
     def _measure(self, environ: Mapping[str, Any], api: str, answer: Callable[[Call], bytes]) -> _Response:
-        call = self._metrics.begin(api, "REST", peer=environ.get("REMOTE_ADDR", ""))
+        origin = partial(_origin, environ, api)
+        call = self._metrics.begin(api, "REST", origin, peer=environ.get("REMOTE_ADDR", ""))
         code, message = Code.INTERNAL, ""
         try:
             response = _Response(answer(call))
@@ -316,6 +324,24 @@ def _raw_path(environ: Mapping[str, Any]) -> str:
     if uri is None:
         return urllib.parse.quote(environ.get("PATH_INFO", ""), safe="/:", encoding="latin-1")
     return str(urllib.parse.urlsplit(uri).path)
+
+
+def _origin(environ: Mapping[str, Any], api: str, code: Code) -> Origin:
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    method = environ["REQUEST_METHOD"]
+    attributes: dict[str, str | int] = {
+        "http.request.method": method,
+        "http.route": _ROUTES[api],
+        "http.response.status_code": int(HTTP_STATUS[code].split()[0]),
+        "url.path": _raw_path(environ),
+        "url.scheme": environ.get("wsgi.url_scheme", "http"),
+        "network.peer.address": environ.get("REMOTE_ADDR", ""),
+    }
+    return Origin(f"{method} {_ROUTES[api]}", headers, attributes)
 
 
 def _failure(error: ServingError) -> _Response:

@@ -6,7 +6,7 @@ classification_service,regression_service,multi_inference_helper}.cc.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -79,6 +79,7 @@ class PredictionServiceImpl:
         def run(handle: Handle, timeout_s: float | None) -> tuple[str, dict[str, Array]]:
             name = spec.signature_name if spec is not None else ""
             name, outputs = predict(handle.servable, name, read_inputs, output_filter, timeout_s)
+            call.rows = _rows(outputs.values())
             valid = outputs.get(_VALID)
             if valid is not None and valid.dtype == np.bool_:
                 call.valid_rows = int(np.count_nonzero(valid))
@@ -99,7 +100,7 @@ class PredictionServiceImpl:
                 check_method_name=self._check_method_names,
                 timeout_s=timeout_s,
             )
-            call.examples = len(result.classifications)
+            call.rows = call.examples = len(result.classifications)
             return name, result
 
         return self._answer(call, spec, deadline_s, run)
@@ -116,7 +117,7 @@ class PredictionServiceImpl:
                 check_method_name=self._check_method_names,
                 timeout_s=timeout_s,
             )
-            call.examples = len(result.regressions)
+            call.rows = call.examples = len(result.regressions)
             return name, result
 
         return self._answer(call, spec, deadline_s, run)
@@ -141,7 +142,7 @@ class PredictionServiceImpl:
             for result in results:
                 result.model_spec.version.value = handle.id.version
             first = results[0]
-            call.examples = len(
+            call.rows = call.examples = len(
                 first.classification_result.classifications or first.regression_result.regressions
             )
             return "", results
@@ -179,9 +180,9 @@ class PredictionServiceImpl:
                     raise ServingError(
                         Code.DEADLINE_EXCEEDED, "Deadline exceeded before the request could run"
                     )
-            began_s = time.perf_counter()
+            call.run_at_s = time.perf_counter()
             signature_name, result = run(handle, timeout_s)
-            call.runtime_s = time.perf_counter() - began_s
+            call.runtime_s = time.perf_counter() - call.run_at_s
             call.signature_name = signature_name
             return Answer(handle.id, signature_name, result)
 
@@ -220,6 +221,12 @@ class ModelServiceImpl:
     def reload(self, config: wire.ModelServerConfig, deadline_s: float | None = None) -> None:
         """Serve what `config` says instead; see `ServerCore.reload`. Raises ServingError."""
         self._core.reload(model_settings(config), deadline_s)
+
+
+def _rows(outputs: Iterable[Array]) -> int | None:
+    """What all outputs have as their first dimension."""
+    sizes = {array.shape[:1] for array in outputs}
+    return next(iter(sizes))[0] if len(sizes) == 1 and () not in sizes else None
 
 
 def _resolve(core: ServerCore, spec: ModelSpec) -> tuple[str, int | None]:
