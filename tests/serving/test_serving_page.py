@@ -64,10 +64,13 @@ def tolerated() -> list[str]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, tolerated: list[str]) -> Iterator[Callable[..., Page]]:
+def open_page(
+    browser: Browser, start_server: Callable[..., Server], tolerated: list[str]
+) -> Iterator[Callable[..., Page]]:
     """open_page(url, **options of a context) opens the page and waits for its models.
 
-    The test fails if the console or the browser complained of anything that is not tolerated.
+    Pages are closed before servers. The test fails if the console or the browser complained of anything that
+    is not tolerated.
     """
     contexts, complaints = [], []
 
