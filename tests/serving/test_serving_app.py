@@ -64,13 +64,14 @@ def test_versions_are_swapped_under_load_and_nobody_notices(
         seen = 0
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             for count in itertools.count(1):
+                last = done.is_set()  # before asking: an answer of before may only be read now
                 response = predict_on(channel, FLOATS)
                 version = response.model_spec.version.value
                 assert version >= seen
                 seen = version
                 # Version 1 adds 2, and so on: the answer is the version's own.
                 np.testing.assert_array_equal(to_array(response.outputs["y"]), FLOATS / 2 + version + 1)
-                if done.is_set():
+                if last:
                     counts.append(count)
                     assert seen == 3
                     return
