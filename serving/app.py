@@ -23,6 +23,7 @@ from .errors import Code, ServingError
 from .flags import Options
 from .grpc_api import GrpcServer, GrpcSettings
 from .manager import AspiredVersionsManager
+from .memory import freeze
 from .metrics import Metrics
 from .overview import make_overview
 from .page import Overview
@@ -58,14 +59,16 @@ class Server:
         ...
         server.stop()
 
-    engine: what loads and runs models; None is what the options say. `start` and `stop` are called once
-    each, `stop` from any thread, also while `start` is at work.
+    engine: what loads and runs models; None is what the options say.
+    owns_process: nothing else of importance runs in this process, so the server may set it up for itself.
+    `start` and `stop` are called once each, `stop` from any thread, also while `start` is at work.
     """
 
-    def __init__(self, options: Options, engine: Engine | None = None) -> None:
+    def __init__(self, options: Options, engine: Engine | None = None, *, owns_process: bool = False) -> None:
         self.options = options
         self.metrics = Metrics(is_known=self._is_known, access_log=options.access_log)
         self._engine = engine
+        self._owns_process = owns_process
         self._manager: AspiredVersionsManager | None = None
         self._core: ServerCore | None = None
         self._pollers: list[Poller] = []
@@ -189,6 +192,8 @@ class Server:
             from .engines import ModelEngine  # takes seconds, and a server with another engine needs none
 
             engine = ModelEngine(options, self.metrics)
+        if self._owns_process:
+            freeze()  # before the first version, which shall be freed like any other
         with self._lock:
             self._raise_if_stopping()
             self._manager = AspiredVersionsManager(
@@ -330,7 +335,7 @@ def run(options: Options, engine: Engine | None = None) -> int:
         stopped_clean.append(server.stop())
 
     stopped_clean: list[bool] = []
-    server = Server(options, engine)
+    server = Server(options, engine, owns_process=True)
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         starter = threading.Thread(target=start, name="graftserve-start", daemon=True)

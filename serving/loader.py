@@ -5,7 +5,6 @@ SavedModels of TensorFlow 1 and 2 alike and fails where the real server fails, w
 Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc and predict_util.cc.
 """
 
-import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from graftserve.client.wire import SignatureDefMap
 from .config import read_text_proto
 from .errors import Code, ServingError
 from .flags import Options
+from .memory import release
 from .servable import Array, ServableId, Signature, TensorSpec
 
 __all__ = [
@@ -134,7 +134,7 @@ class TensorFlowServable:
         self._session.close()
         # The variables go with the Session object, which graph and tensors refer to in cycles.
         del self._session
-        gc.collect()
+        release()
 
     def _call(
         self, feed: dict[Any, Array], fetches: list[Any], timeout_s: float | None, *, is_small: bool
