@@ -123,7 +123,7 @@ class ModelEngine:
         code, count = Code.UNKNOWN, 0
         try:
             iterations = max(1, self._options.num_request_iterations_for_warmup)
-            count = warm_up(servable, read_records(file), iterations)
+            count = warm_up(servable, read_records(file), iterations, is_busy=self._metrics.is_busy)
             code = Code.OK
         except ServingError as exc:
             code = exc.code

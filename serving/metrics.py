@@ -314,6 +314,10 @@ class Metrics:
         if self._access_log is not None:
             self._access_log.info(_access_line(call, code, message, seconds, trace_id))
 
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return any(sample.value > 0 for metric in self._in_flight.collect() for sample in metric.samples)
+
     def loaded(self, model_path: str, code: Code, seconds: float) -> None:
         """An attempt to load a version ended."""
         self._loads.add((model_path, "success" if code is Code.OK else "fail"))

@@ -3,7 +3,8 @@
 Source: tensorflow_serving/servables/tensorflow/saved_model_warmup.cc and saved_model_warmup_util.h.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from google.protobuf.message import DecodeError
 
@@ -23,10 +24,18 @@ WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_WARMUP_RECORDS = 1000
 
 
-def warm_up(servable: Servable, records: Iterable[bytes], iterations: int = 1) -> int:
+def warm_up(
+    servable: Servable,
+    records: Iterable[bytes],
+    iterations: int = 1,
+    *,
+    is_busy: Callable[[], bool] = lambda: False,
+) -> int:
     """Run each record's request `iterations` times, one after another; returns how many records there were.
 
     records: serialized PredictionLog messages.
+    is_busy: whether others need the processors. Each request is then followed by a pause as long as it took:
+        engines run it on as many threads as they run the others' on, and would take half of everything.
     Raises ServingError if a record is not one, holds no request that can be replayed, or is the 1,001st, and
     what the requests raise.
     """
@@ -39,7 +48,10 @@ def warm_up(servable: Servable, records: Iterable[bytes], iterations: int = 1) -
             )
         log = _parse(record, count)
         for _ in range(iterations):
+            began_s = time.monotonic()
             _run(servable, log, count)
+            if is_busy():
+                time.sleep(time.monotonic() - began_s)
     return count
 
 
