@@ -8,7 +8,6 @@ and no image waits for a batch to fill. The answers are those of the SavedModel'
 known here, and everything once LiteRT has failed, is answered by a fallback: the SavedModel in TensorFlow.
 """
 
-import gc
 import hashlib
 import json
 import logging
@@ -40,6 +39,7 @@ from graftserve.client.wire.contract import (
 
 from .errors import Code, ServingError
 from .loader import signature_def_map_of, signatures_of
+from .memory import release
 from .servable import Array, Servable, Signature
 
 __all__ = ["TOLERANCE", "LiteRtServable", "can_load"]
@@ -183,7 +183,7 @@ class LiteRtServable:
             thread.join()
         self._decoder.close()
         self._fallback.close()
-        gc.collect()  # graphs and their tensors refer to each other in cycles
+        release()
 
     def _read_image(self, rows: Array, row: int) -> Array | None:
         return self._decoder.decode(rows[row, ...])
