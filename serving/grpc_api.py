@@ -23,6 +23,7 @@ from graftserve.client import wire
 from graftserve.client.wire import methods
 from graftserve.client.wire.tensors import to_proto, write_typed
 
+from .cancellation import cancellable
 from .errors import Code, ServingError
 from .health import Health
 from .manager import AspiredVersionsManager, ServableState
@@ -307,9 +308,11 @@ def _behaviour(
         )
         code, message = Code.OK, ""
         try:
+            deadline_s = _deadline_s(context)
             # Parsed here and not by gRPC, which would call what it cannot parse an error of the server.
             request = method.request.FromString(content)
-            return run(call, request, _deadline_s(context)).SerializeToString()
+            with cancellable(context.add_callback):
+                return run(call, request, deadline_s).SerializeToString()
         except DecodeError:
             code = Code.INVALID_ARGUMENT
             message = (

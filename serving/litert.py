@@ -37,6 +37,7 @@ from graftserve.client.wire.contract import (
     SERVING_DEFAULT,
 )
 
+from .cancellation import on_cancel
 from .errors import Code, ServingError
 from .loader import signature_def_map_of, signatures_of
 from .memory import release
@@ -193,9 +194,11 @@ class LiteRtServable:
         return None if image_bytes is None else self._decoder.decode(np.array(image_bytes, object))
 
     def _compute(self, call: "_Call", deadline_s: float | None) -> None:
-        """Raises whatever a worker met; ServingError (UNAVAILABLE, DEADLINE_EXCEEDED)."""
+        """Raises whatever a worker met; ServingError (UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED)."""
         if not len(call.rows):
             return
+        if not on_cancel(lambda: call.computed.put(_gone())):
+            raise _gone()
         self._images.put(call)
         try:
             for _ in call.rows:
@@ -581,6 +584,10 @@ def _remaining_s(deadline_s: float | None) -> float | None:
 
 def _timed_out() -> ServingError:
     return ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+
+
+def _gone() -> ServingError:
+    return ServingError(Code.CANCELLED, "The client has gone")
 
 
 def _damaged(path: Path, reason: str) -> ServingError:
