@@ -68,9 +68,9 @@ class ServerCore:
         with self._reloading:
             self._check_labels(models)
             source = FileSystemStoragePathSource(model.servable for model in models.values())
-            versions = source.poll_at_start()
             with self._lock:
-                before = self._models
+                before, known = self._models, dict(self._aspired)
+            versions = source.poll_at_start(known)
             for name, model in models.items():
                 old = before.get(name)
                 if old is not None and old.servable.base_path != model.servable.base_path:

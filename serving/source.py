@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 _SETTLED_S = 1.0
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
+_NO_GRAPH = "%s: left alone until it holds a saved_model.pb"
 
 _VERSION = re.compile(r"0|[1-9][0-9]{0,18}")
 _MAX_VERSION = 2**63 - 1
@@ -118,7 +119,7 @@ class CopyWatch:
         """Whether the version in `path` may be loaded; to be asked at every look until it may."""
         try:
             files, changed_s = _newest_change(path)
-            has_graph = any((path / name).is_file() for name in _GRAPHS)
+            has_graph = _has_graph(path)
         except OSError:  # it changes while we look
             files, changed_s, has_graph = 0, 0.0, False
         age_s = time.time() - changed_s
@@ -131,7 +132,7 @@ class CopyWatch:
             return True
         if not has_graph and unchanged and path not in self._told:
             self._told.add(path)
-            _log.warning("%s: left alone until it holds a saved_model.pb", path)
+            _log.warning(_NO_GRAPH, path)
         self._last_changes[path] = (files, changed_s)
         return False
 
@@ -149,12 +150,13 @@ class FileSystemStoragePathSource:
         self._copies = CopyWatch()
 
     def poll(
-        self, known: Mapping[str, Container[int]] | None = None
+        self, known: Mapping[str, Container[int]] | None = None, *, at_once: bool = False
     ) -> tuple[Mapping[str, Mapping[int, Path]], Mapping[str, ServingError]]:
         """The aspired versions of each servable, and an error for each whose folder could not be read.
 
-        known: versions that need not be complete, by servable, since they were passed on before; None asks
-            it of none, as at the start, where an incomplete version's error ends the server or is retried.
+        known: versions that need not be complete, by servable, since they were passed on before.
+        at_once: take every version with a saved_model.pb, since nobody may ever look again; others only
+            where no such one can be served, so that their errors are told. Without `known` it is always so.
         A servable is in exactly one of the two. One with an empty folder is in the first with no versions.
         Not for two threads at once.
         """
@@ -168,25 +170,27 @@ class FileSystemStoragePathSource:
                 failed[servable.name] = exc
                 continue
             seen.update(versions.values())
-            if known is not None:
-                old = known.get(servable.name, ())
-                versions = {
-                    version: path
+            old = (known or {}).get(servable.name, ())
+            if known is None or at_once:
+                chosen = _choose_at_once(servable, versions, old)
+            else:
+                chosen = servable.policy.select(
+                    version
                     for version, path in versions.items()
                     if version in old or self._copies.is_complete(path)
-                }
-            found[servable.name] = {
-                version: versions[version] for version in servable.policy.select(versions)
-            }
+                )
+            found[servable.name] = {version: versions[version] for version in chosen}
         self._copies.forget_all_but(seen)
         return found, failed
 
-    def poll_at_start(self) -> Mapping[str, Mapping[int, Path]]:
-        """As `poll`, but every servable must offer a version.
+    def poll_at_start(
+        self, known: Mapping[str, Container[int]] | None = None
+    ) -> Mapping[str, Mapping[int, Path]]:
+        """As `poll` with `at_once`, but every servable must offer a version.
 
         Raises ServingError (NOT_FOUND) that names every servable that does not, and why.
         """
-        found, failed = self.poll()
+        found, failed = self.poll(known, at_once=True)
         problems = [f"model {name}: {error.message}" for name, error in failed.items()]
         for servable in self._servables:
             if servable.name in found and not found[servable.name]:
@@ -197,6 +201,23 @@ class FileSystemStoragePathSource:
         if problems:
             raise ServingError(Code.NOT_FOUND, "; ".join(problems))
         return found
+
+
+def _choose_at_once(
+    servable: MonitoredServable, versions: Mapping[int, Path], known: Container[int]
+) -> list[int]:
+    """The versions to aspire without a second look: a copy that was cut off must not replace a whole one."""
+    with_graph = [version for version, path in versions.items() if version in known or _has_graph(path)]
+    chosen, wanted = servable.policy.select(with_graph), servable.policy.select(versions)
+    if not chosen:
+        return wanted
+    for version in set(wanted).difference(chosen):
+        _log.warning(_NO_GRAPH, versions[version])
+    return chosen
+
+
+def _has_graph(path: Path) -> bool:
+    return any((path / name).is_file() for name in _GRAPHS)
 
 
 def _newest_change(folder: Path) -> tuple[int, float]:

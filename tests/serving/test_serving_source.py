@@ -134,3 +134,18 @@ def test_a_folder_without_a_graph_is_told_once_and_left_alone(
     os.rename(tmp_path / "temp", tmp_path / "1")
     source.poll({})
     assert source.poll({})[0] == {"m": {1: tmp_path / "1"}}
+
+
+def test_a_copy_that_was_cut_off_does_not_keep_a_whole_version_from_being_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+    (tmp_path / "1" / "saved_model.pb").touch()
+    source = FileSystemStoragePathSource([MonitoredServable("m", tmp_path)])
+    assert source.poll_at_start() == {"m": {1: tmp_path / "1"}}
+    assert caplog.messages == [f"{tmp_path / '2'}: left alone until it holds a saved_model.pb"]
+    # One that is being served stays, whatever became of its folder.
+    assert source.poll_at_start({"m": {2}}) == {"m": {2: tmp_path / "2"}}
+    only = FileSystemStoragePathSource([MonitoredServable("m", tmp_path, Specific(frozenset({2})))])
+    assert only.poll_at_start() == {"m": {2: tmp_path / "2"}}
