@@ -252,6 +252,7 @@ class Server:
                     *(options.host, max(0, options.rest_api_port), api),
                     num_threads=options.rest_threads,
                     max_queued=options.max_queued_requests,
+                    request_timeout_s=options.rest_timeout_s,
                 )
                 rest.start()
                 self._rest = rest

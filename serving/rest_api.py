@@ -12,6 +12,7 @@ Source: tensorflow_serving/model_servers/{http_rest_api_handler,http_rest_api_ut
 import gzip
 import json
 import logging
+import math
 import re
 import socket
 import threading
@@ -24,6 +25,7 @@ from functools import partial
 from typing import Any
 
 from cheroot import wsgi
+from cheroot.server import HTTPConnection
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
@@ -96,7 +98,7 @@ _StartResponse = Callable[[str, list[tuple[str, str]]], object]
 class RestSettings:
     """How the front door behaves.
 
-    timeout_s: a request may take this long, counted from when its body was read.
+    timeout_s: a request may take this long to arrive, and then as long again to be answered.
     max_body_bytes: of a request, after gzip is undone; 0 is no limit.
     allow_cors: let pages of other origins read the answers.
     metrics_path: where Prometheus finds the metrics; empty is nowhere.
@@ -141,6 +143,8 @@ class RestApi:
             response = _Response(_to_json({"error": str(exc)}), _TOO_LARGE)
         except ServingError as exc:
             response = _failure(exc)
+        except TimeoutError:  # of a body that does not come; the HTTP server has the answer
+            raise
         except Exception as exc:
             _log.exception("a request failed in an unforeseen way")
             response = _failure(ServingError(Code.INTERNAL, f"{type(exc).__name__}: {exc}"))
@@ -259,7 +263,53 @@ class _TooLargeError(Exception):
     """A body above the limit; HTTP has a status for it that our codes have not."""
 
 
+class _TimedSocket:
+    """A socket from which nothing can be read after deadline_s, on time.monotonic's clock."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self._plain = plain
+        self.deadline_s = math.inf
+
+    def recv_into(self, buffer: Any) -> int:
+        timeout_s = self._plain.gettimeout()
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")  # cheroot reads the text, and answers 408
+        self._plain.settimeout(left_s if timeout_s is None else min(left_s, timeout_s))
+        try:
+            return self._plain.recv_into(buffer)
+        finally:
+            self._plain.settimeout(timeout_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+
+class _Connection(HTTPConnection):
+    """Bounds the time in which a whole request must arrive; cheroot's bounds each piece of it, so that a
+    client which sends a byte now and then would keep a thread for ever."""
+
+    def __init__(self, server: "_HttpServer", plain: socket.socket, makefile: Any) -> None:
+        self._timed = _TimedSocket(plain)
+        super().__init__(server, self._timed, makefile)
+
+    def communicate(self) -> bool:
+        self._timed.deadline_s = time.monotonic() + self.server.request_timeout_s
+        return bool(super().communicate())  # type: ignore[no-untyped-call]
+
+
 class _HttpServer(wsgi.Server):
+    ConnectionClass = _Connection
+    request_timeout_s = math.inf
+
+    def process_conn(self, conn: _Connection) -> None:
+        """Give a connection a thread once there is something to read; cheroot gives it to a new one at once,
+        so that a few which never send anything would keep all threads."""
+        if conn.last_used is None and self.can_add_keepalive_connection:
+            self.put_conn(conn)
+        else:
+            super().process_conn(conn)
+
     @staticmethod
     def bind_socket(socket_: socket.socket, bind_addr: Any) -> socket.socket:
         """As cheroot's, which leaves the socket of a failed attempt open."""
@@ -278,11 +328,21 @@ class _HttpServer(wsgi.Server):
 class RestServer:
     """Serves a WSGI application over HTTP/1.1 from a pool of threads; requests beyond it wait in line.
 
-    port: 0 takes any free one. max_queued: connections that may wait; more are closed.
+    port: 0 takes any free one. max_queued: requests that may wait for a thread, and connections that may be
+        open without one; more are closed. request_timeout_s: a request must arrive in this time.
     Raises ServingError (UNAVAILABLE) from `start` if the port cannot be had.
     """
 
-    def __init__(self, host: str, port: int, app: RestApi, *, num_threads: int, max_queued: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        app: RestApi,
+        *,
+        num_threads: int,
+        max_queued: int,
+        request_timeout_s: float,
+    ) -> None:
         self._host = host
         self._server = _HttpServer(
             (host, port),
@@ -293,6 +353,8 @@ class RestServer:
             accepted_queue_size=max(1, max_queued),
             accepted_queue_timeout=0,
         )
+        self._server.keep_alive_conn_limit = max(1, max_queued)
+        self._server.request_timeout_s = request_timeout_s
         self._thread = threading.Thread(target=self._server.serve, name="graftserve-rest", daemon=True)
         self.port = port
 

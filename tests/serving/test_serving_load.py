@@ -1,5 +1,6 @@
 """What production does to a server: callers that give up, SIGKILL, SIGTERM under load, swaps under load."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,49 @@ def test_images_of_callers_that_have_gone_are_not_computed(
         assert to_array(answer.result().outputs["valid"]).all()
     assert len(computed) == workers + 3
     assert b'request_count{model_name="digits",status="CANCELLED"} 1.0' in server.metrics.render()
+
+
+def ask_over_rest(server: Server) -> Any:
+    body = b'{"instances": [1.0]}'
+    url = f"http://127.0.0.1:{server.rest_port}/v1/models/default:predict"
+    with urllib.request.urlopen(url, body, 60) as answer:
+        return json.load(answer)
+
+
+def test_connections_that_send_nothing_keep_no_thread(
+    publish: Callable[[str, Path], Path], start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    publish("half_plus_two", tmp_path / "1")
+    server = start_server(tmp_path, rest_api_num_threads=1)
+    idle = [socket.create_connection(("127.0.0.1", server.rest_port or 0), 30) for _ in range(50)]
+    try:
+        assert ask_over_rest(server) == {"predictions": [2.5]}
+        for late in (idle[0], idle[-1]):  # they are connections like any other
+            late.sendall(b"GET /v1/models/default HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert late.recv(15) == b"HTTP/1.1 200 OK"
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    "head", ["", "POST /v1/models/default:predict HTTP/1.1\r\nContent-Length: 9999\r\n\r\n"]
+)
+def test_a_request_that_arrives_too_slowly_is_given_up(
+    publish: Callable[[str, Path], Path], start_server: Callable[..., Server], tmp_path: Path, head: str
+) -> None:
+    publish("half_plus_two", tmp_path / "1")
+    server = start_server(tmp_path, rest_api_num_threads=1, rest_api_timeout_in_ms=500)
+    with socket.create_connection(("127.0.0.1", server.rest_port or 0), 0.05) as slow:
+        slow.sendall(head.encode())
+        answer = b""
+        deadline_s = time.monotonic() + 30
+        while not answer and time.monotonic() < deadline_s:
+            slow.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                answer = slow.recv(100)
+    assert answer.startswith(b"HTTP/1.1 408 Request Timeout")
+    assert ask_over_rest(server) == {"predictions": [2.5]}
 
 
 @pytest.fixture(scope="module")
