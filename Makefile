@@ -31,7 +31,7 @@ format: $(VENV)/installed
 bench: $(VENV)/installed
 	$(PIP) install "$$(ls build/wheel/*.whl)[bench]"
 	for benchmark in feature_extraction classic_bottleneck serving \
-	  decode exported_signature; do \
+	  decode exported_signature soak; do \
 	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
 
 wire: $(VENV)/dependencies

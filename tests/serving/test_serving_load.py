@@ -193,6 +193,7 @@ class Callers:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_server_starts_again_and_nothing_is_damaged(
     exported: Any, image: bytes, fixed_flags: list[str], tmp_path: Path
 ) -> None:
@@ -293,13 +294,14 @@ def watch_health(channel: grpc.Channel) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
 def test_swaps_under_load_lose_no_call_and_give_no_wrong_answer(
     exported: Any, tmp_path: Path, engine: str
 ) -> None:
     command = [sys.executable, str(BENCHMARKS / "soak.py"), f"--output={tmp_path}", f"--engine={engine}"]
-    command += [f"--version={exported.path}", "--loop=closed", "--seconds=20", "--pause=1"]
-    subprocess.run(command, check=True, timeout=240)
+    command += [f"--version={exported.path}", "--loop=closed", "--seconds=10", "--pause=1"]
+    subprocess.run(command, check=True, timeout=580)
     (row,) = json.loads((tmp_path / "soak.json").read_text())["rows"]
     assert (row["faults"], row["first_faults"]) == (0, [])
     assert row["calls"] > 100
