@@ -39,7 +39,7 @@ _SETTLED_S = 1.0
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _NO_GRAPH = "%s: left alone until it holds a saved_model.pb"
 
-_VERSION = re.compile(r"0|[1-9][0-9]{0,18}")
+_VERSION = re.compile(r"0*([0-9]{1,19})")  # 00000123 is version 123, as in TensorFlow Serving's own examples
 _MAX_VERSION = 2**63 - 1
 
 
@@ -102,9 +102,11 @@ def list_versions(base_path: Path) -> dict[int, Path]:
             "for each version, such as 1/",
         ) from exc
     versions: dict[int, Path] = {}
-    for child in children:
-        if _VERSION.fullmatch(child.name) and int(child.name) <= _MAX_VERSION and child.is_dir():
-            versions[int(child.name)] = child
+    # The plainest name first: it wins where two folders name one version.
+    for child in sorted(children, key=lambda child: (len(child.name), child.name)):
+        match = _VERSION.fullmatch(child.name)
+        if match and int(match[1]) <= _MAX_VERSION and child.is_dir():
+            versions.setdefault(int(match[1]), child)
     return versions
 
 

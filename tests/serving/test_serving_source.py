@@ -19,7 +19,7 @@ from graftserve.serving.source import (
 )
 
 
-def test_only_folders_named_by_a_plain_number_count(tmp_path: Path) -> None:
+def test_only_folders_named_by_a_number_count(tmp_path: Path) -> None:
     for name in (
         "1",
         "10",
@@ -36,8 +36,11 @@ def test_only_folders_named_by_a_plain_number_count(tmp_path: Path) -> None:
     ):
         (tmp_path / name).mkdir()
     (tmp_path / "6").write_text("a file")
-    assert sorted(list_versions(tmp_path)) == [0, 1, 10, 2**63 - 1]
+    assert sorted(list_versions(tmp_path)) == [0, 1, 7, 10, 2**63 - 1]
     assert list_versions(tmp_path)[10] == tmp_path / "10"
+    assert list_versions(tmp_path)[7] == tmp_path / "007"
+    (tmp_path / "7").mkdir()
+    assert list_versions(tmp_path)[7] == tmp_path / "7"
 
 
 @pytest.mark.parametrize(
