@@ -20,7 +20,16 @@ import numpy as np
 from graftserve.client import wire
 
 from .errors import ServingError
-from .json_tensor import JSON_NAMES, decode_string, invalid, is_base64, lossy, parse_document, show, to_json
+from .json_tensor import (
+    decode_string,
+    invalid,
+    is_base64,
+    json_name,
+    lossy,
+    parse_document,
+    show,
+    to_json,
+)
 
 __all__ = ["encode_classifications", "encode_regressions", "parse_examples_body"]
 
@@ -80,7 +89,7 @@ def _input(document: dict[str, Any]) -> wire.Input:
 
 def _fill(example: wire.Example, value: Any) -> None:
     if not isinstance(value, dict):
-        raise invalid(f"Example must be JSON object but got JSON {_json_name(value)}")
+        raise invalid(f"Example must be JSON object but got JSON {json_name(value)}")
     for name, content in value.items():
         decode_string(name)
         values = content if isinstance(content, list) else [content]
@@ -128,11 +137,7 @@ def _check_integers(name: str, values: list[int]) -> None:
 
 
 def _unexpected(name: str, value: Any) -> ServingError:
-    return invalid(f"Feature: {name} has element with unexpected JSON type: {_json_name(value)}")
-
-
-def _json_name(value: Any) -> str:
-    return str(value) if isinstance(value, bool) else JSON_NAMES[type(value)]
+    return invalid(f"Feature: {name} has element with unexpected JSON type: {json_name(value)}")
 
 
 def _floats(values: Iterable[float]) -> list[float]:

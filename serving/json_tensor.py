@@ -13,7 +13,6 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -26,16 +25,15 @@ from .errors import Code, ServingError
 from .servable import Array, Signature
 
 __all__ = [
-    "JSON_NAMES",
-    "PredictBody",
     "decode_inputs",
     "decode_string",
     "encode_outputs",
     "invalid",
     "is_base64",
+    "is_row_form",
+    "json_name",
     "lossy",
     "parse_document",
-    "parse_predict_body",
     "show",
     "to_json",
 ]
@@ -63,25 +61,14 @@ _TYPE_NAMES = {
     "float64": "double",
     "float16": "half",
 }  # TensorFlow's where NumPy's differ
-JSON_NAMES: Mapping[type, str] = {
+_JSON_NAMES = {
     type(None): "Null",
-    bool: "Boolean",
     dict: "Object",
     list: "Array",
     str: "String",
     int: "Number",
     float: "Number",
 }
-"""What JSON calls the types that its parser gives."""
-
-
-@dataclass(frozen=True)
-class PredictBody:
-    """A parsed request. row_form: `instances` came, so the answer is `predictions`."""
-
-    signature_name: str
-    row_form: bool
-    value: Any
 
 
 def parse_document(body: bytes) -> tuple[dict[str, Any], str]:
@@ -111,31 +98,30 @@ def parse_document(body: bytes) -> tuple[dict[str, Any], str]:
     return document, name
 
 
-def parse_predict_body(body: bytes) -> PredictBody:
-    """Raises ServingError (INVALID_ARGUMENT) if it is not JSON or not a predict request."""
-    document, signature_name = parse_document(body)
-    if "instances" in document and "inputs" in document:
-        raise invalid(
-            f"JSON Value: {show(document)} Not formatted correctly expecting only one of 'inputs' or "
-            "'instances' keys to exist "
-        )
-    if "inputs" in document:
-        return PredictBody(signature_name, False, document["inputs"])
-    if "instances" not in document:
-        raise invalid("Missing 'inputs' or 'instances' key")
-    instances = document["instances"]
-    if not isinstance(instances, list):
-        raise invalid(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
-    if not instances:
-        raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
-    return PredictBody(signature_name, True, instances)
-
-
-def decode_inputs(body: PredictBody, signature: Signature) -> dict[str, Array]:
-    """The request's arrays by input name. Raises ServingError (INVALID_ARGUMENT)."""
+def decode_inputs(document: Mapping[str, Any], signature: Signature) -> dict[str, Array]:
+    """A predict request's arrays by input name. Raises ServingError (INVALID_ARGUMENT)."""
     if not signature.inputs:
         raise invalid(f"Failed to get input map for signature: {signature.name}")
-    return _decode_rows(body.value, signature) if body.row_form else _decode_columns(body.value, signature)
+    if is_row_form(document):
+        if "inputs" in document:
+            raise invalid(
+                f"JSON Value: {show(document)} Not formatted correctly expecting only one of 'inputs' or "
+                "'instances' keys to exist "
+            )
+        instances = document["instances"]
+        if not isinstance(instances, list):
+            raise invalid(f"JSON Value: {show(document)} Excepting 'instances' to be an list/array")
+        if not instances:
+            raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
+        return _decode_rows(instances, signature)
+    if "inputs" not in document:
+        raise invalid("Missing 'inputs' or 'instances' key")
+    return _decode_columns(document["inputs"], signature)
+
+
+def is_row_form(document: Mapping[str, Any]) -> bool:
+    """Whether a predict request gives `instances`, so that the answer is `predictions`."""
+    return "instances" in document
 
 
 def encode_outputs(outputs: Mapping[str, Array], *, row_form: bool) -> bytes:
@@ -184,6 +170,13 @@ def _decode_rows(instances: list[Any], signature: Signature) -> dict[str, Array]
     for index, row in enumerate(instances):
         if not _is_named(row):
             raise invalid(f"Expecting object but got list at item {index} of input list")
+        for name in row:
+            if name not in inputs:
+                decode_string(name)
+                raise invalid(
+                    f"Failed to process element: {index} key: {name} of 'instances' list. Error: "
+                    f"INVALID_ARGUMENT: JSON object: does not have named input: {name}"
+                )
         if row.keys() != inputs.keys():
             raise invalid(
                 f"Failed to process element: {index} of 'instances' list. JSON object: {show(row)} keys "
@@ -200,21 +193,24 @@ def _decode_batch(rows: list[Any], data_type: int, key: str) -> Array:
         return _decode_tensor(rows, data_type)
     except ServingError:
         # Say which row is to blame. Rows that are right one by one differ from each other in shape.
-        shapes = []
+        first: Array | None = None
         for index, row in enumerate(rows):
             try:
-                shapes.append(_decode_tensor(row, data_type).shape)
+                array = _decode_tensor(row, data_type)
+                first = array if first is None else first
+                if array.size != first.size:
+                    raise invalid(f"Expecting tensor size: {first.size} but got: {array.size}")
+                if array.shape != first.shape:
+                    raise invalid(f"Expecting shape {_shape(first)} but got: {_shape(array)}")
             except ServingError as exc:
                 raise invalid(
                     f"Failed to process element: {index}{key} of 'instances' list. Error: {exc}"
                 ) from exc
-            if shapes[index] != shapes[0]:
-                expected, got = list(shapes[0]), list(shapes[index])
-                raise invalid(
-                    f"Failed to process element: {index}{key} of 'instances' list. Error: "
-                    f"INVALID_ARGUMENT: Expecting shape {expected} but got: {got}"
-                ) from None
         raise
+
+
+def _shape(array: Array) -> str:
+    return f"[{','.join(map(str, array.shape))}]"
 
 
 def _decode_columns(value: Any, signature: Signature) -> dict[str, Array]:
@@ -242,26 +238,41 @@ def _decode_tensor(value: Any, data_type: int) -> Array:
         kinds = set(map(type, level))
         if list not in kinds:
             break
-        if len(kinds) > 1:
-            stray = next(item for item in level if type(item) is not list)
-            raise invalid(
-                f"JSON Value: {show(stray)} found at incorrect level: {len(shape) + 1} in the JSON DOM. "
-                "Expected a list there, as beside it: every list must be nested equally deep"
-            )
-        sizes = set(map(len, level))
-        if len(sizes) > 1:
-            expected = len(level[0])
-            size = next(len(item) for item in level if len(item) != expected)
-            raise invalid(
-                f"Encountered list at unexpected size: {size} at level: {len(shape)} "
-                f"expected size: {expected}"
-            )
+        if len(kinds) > 1 or len(set(map(len, level))) > 1:
+            raise _ragged(value)
         shape.append(len(level[0]))
         level = list(chain.from_iterable(level))
     try:
         return _decode_values(level, data_type).reshape(shape)
     except ValueError as exc:  # more dimensions than NumPy has
         raise invalid(f"Expected at most 64 levels of lists, got {len(shape)}") from exc
+
+
+def _ragged(value: Any) -> ServingError:
+    """The error for the first part of nested lists that does not fit the shape which the first ones set."""
+    shape: list[int] = []
+    first = value
+    while isinstance(first, list):
+        shape.append(len(first))
+        first = first[0] if first else None
+    rest: list[tuple[Any, int]] = [(value, 0)]
+    while True:
+        item, level = rest.pop()
+        if not isinstance(item, list):
+            if level != len(shape):
+                return invalid(
+                    f"JSON Value: {show(item)} found at incorrect level: {level + 1} in the JSON DOM. "
+                    f"Expected at level: {len(shape)}"
+                )
+        elif level >= len(shape):
+            return invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+        elif len(item) != shape[level]:
+            return invalid(
+                f"Encountered list at unexpected size: {len(item)} at level: {level} "
+                f"expected size: {shape[level]}"
+            )
+        else:
+            rest.extend((part, level + 1) for part in reversed(item))
 
 
 def _decode_values(values: Sequence[Any], data_type: int) -> Array:
@@ -283,7 +294,10 @@ def _decode_values(values: Sequence[Any], data_type: int) -> Array:
         array = np.empty(len(values), object)
         array[:] = [decode_string(value) for value in values]
         return array
-    raise ServingError(Code.UNIMPLEMENTED, f"Conversion of JSON values to type: {_type_name(data_type)}")
+    raise ServingError(
+        Code.UNIMPLEMENTED,
+        f"Conversion of JSON Value: {show(values[0] if values else [])} to type: {_type_name(data_type)}",
+    )
 
 
 def _decode_floats(values: Sequence[Any], dtype: type[np.floating[Any]], data_type: int) -> Array:
@@ -371,14 +385,18 @@ def _type_name(data_type: int) -> str:
 
 def _wrong_type(value: Any, data_type: int) -> ServingError:
     return invalid(
-        f"JSON Value: {show(value)} Type: {JSON_NAMES[type(value)]} is not of expected type: "
-        f"{_type_name(data_type)}"
+        f"JSON Value: {show(value)} Type: {json_name(value)} is not of expected type: {_type_name(data_type)}"
     )
 
 
 def lossy(value: float, name: str) -> ServingError:
     """The error for a number that the type cannot hold."""
     return invalid(f"Cannot convert JSON value: {show(value)} to {name} without loss of precision.")
+
+
+def json_name(value: Any) -> str:
+    """What the real server calls the kind of a JSON value: "True", "False", "Number", ..."""
+    return str(value) if isinstance(value, bool) else _JSON_NAMES[type(value)]
 
 
 def show(value: Any) -> str:

@@ -35,7 +35,7 @@ from graftserve.client.wire import methods
 from .errors import Code, ServingError
 from .grpc_api import status_to_proto
 from .json_examples import encode_classifications, encode_regressions, parse_examples_body
-from .json_tensor import decode_inputs, encode_outputs, parse_predict_body
+from .json_tensor import decode_inputs, encode_outputs, is_row_form, parse_document
 from .metrics import CONTENT_TYPE, Call, Metrics
 from .page import CONTENT_SECURITY_POLICY, PAGE, Overview
 from .predict import SignatureNotFoundError
@@ -206,12 +206,12 @@ class RestApi:
         deadline_s = time.monotonic() + self._settings.timeout_s
         try:
             if api == "predict":
-                request = parse_predict_body(body)
-                spec = replace(spec, signature_name=request.signature_name)
+                document, signature_name = parse_document(body)
+                spec = replace(spec, signature_name=signature_name)
                 answer = self._prediction.predict(
-                    *(call, spec, lambda signature: decode_inputs(request, signature)), deadline_s=deadline_s
+                    *(call, spec, lambda signature: decode_inputs(document, signature)), deadline_s=deadline_s
                 )
-                return encode_outputs(answer.result, row_form=request.row_form)
+                return encode_outputs(answer.result, row_form=is_row_form(document))
             signature_name, given = parse_examples_body(body)
             spec = replace(spec, signature_name=signature_name)
             if api == "classify":

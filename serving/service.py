@@ -220,6 +220,12 @@ class ModelServiceImpl:
 
     def reload(self, config: wire.ModelServerConfig, deadline_s: float | None = None) -> None:
         """Serve what `config` says instead; see `ServerCore.reload`. Raises ServingError."""
+        if config.WhichOneof("config") != "model_config_list":
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is "
+                "currently supported",
+            )
         self._core.reload(model_settings(config), deadline_s)
 
 
