@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ from graftserve.client.wire import PredictRequest, PredictResponse
 from graftserve.client.wire.methods import PREDICT
 from graftserve.client.wire.tensors import to_array, to_proto
 from graftserve.serving.app import Server, run
-from graftserve.serving.errors import Code, ServingError
+from graftserve.serving.errors import ServingError
 from graftserve.serving.flags import Options
 
 Publish = Callable[[str, Path], Path]
@@ -85,25 +84,6 @@ def test_versions_are_swapped_under_load_and_nobody_notices(
     for thread in threads:
         thread.join(30)
     assert len(counts) == 4
-
-
-def test_a_corrupt_new_version_leaves_the_old_one_serving(
-    publish: Publish, start_server: Start, tmp_path: Path, channel_to: Callable[[Server], grpc.Channel]
-) -> None:
-    publish("half_plus_two", tmp_path / "1")
-    server = start_server(tmp_path, max_num_load_retries=0)
-    (tmp_path / "temp").mkdir()
-    (tmp_path / "temp" / "saved_model.pb").write_bytes(b"not a protobuf")
-    (tmp_path / "temp").rename(tmp_path / "2")
-    await_version(server, 2, "END")
-    assert predict_on(channel_to(server), FLOATS).model_spec.version.value == 1
-    with urllib.request.urlopen(
-        f"http://127.0.0.1:{server.rest_port}/v1/models/default", timeout=10
-    ) as answer:
-        states = json.load(answer)["model_version_status"]
-    assert [(entry["version"], entry["state"]) for entry in states] == [("2", "END"), ("1", "AVAILABLE")]
-    assert states[0]["status"]["error_code"] == "DATA_LOSS"
-    assert "saved_model.pb" in states[0]["status"]["error_message"]
 
 
 def test_lost_storage_unloads_nothing(
@@ -192,52 +172,6 @@ def test_the_ports_open_only_once_a_version_is_available(
         assert server.describe() == f"model default version 1 (tensorflow), {expected}"
     finally:
         server.stop(0)
-
-
-def write_warmup(version: Path, requests: list[PredictRequest]) -> None:
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
-
-    (version / "assets.extra").mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(version / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        for request in requests:
-            log = prediction_log_pb2.PredictLog(
-                request=predict_pb2.PredictRequest.FromString(request.SerializeToString())
-            )
-            writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
-
-
-def warmup_request(x: Any = FLOATS, signature: str = "") -> PredictRequest:
-    request = PredictRequest()
-    request.model_spec.signature_name = signature
-    request.inputs["x"].CopyFrom(to_proto(x))
-    return request
-
-
-def test_warmup_runs_and_its_errors_fail_the_load(
-    publish: Publish, start_server: Start, tmp_path: Path
-) -> None:
-    version = publish("half_plus_two", tmp_path / "1")
-    flags = {"max_num_load_retries": 0, "rest_api_port": 0}
-
-    write_warmup(version, [warmup_request(), warmup_request()])
-    start_server(tmp_path, **flags).stop(0)
-
-    write_warmup(version, [warmup_request(), warmup_request(signature="zz")])
-    with pytest.raises(ServingError, match=r'FAILED_PRECONDITION: Serving signature key "zz" not found\.'):
-        start_server(tmp_path, **flags)
-    start_server(tmp_path, enable_model_warmup=False, **flags).stop(0)
-
-    write_warmup(version, [warmup_request()] * 1001)
-    with pytest.raises(ServingError, match=r"Number of warmup records exceeds the maximum \(1000\)"):
-        start_server(tmp_path, **flags)
-
-    (version / "assets.extra" / "tf_serving_warmup_requests").write_bytes(struct.pack("<Q", 9) * 5)
-    with pytest.raises(
-        ServingError, match=r"DATA_LOSS: corrupted record at 0.*verify your warmup data"
-    ) as caught:
-        start_server(tmp_path, **flags)
-    assert caught.value.code is Code.UNKNOWN
 
 
 def test_a_call_that_waited_past_its_deadline_is_not_computed(

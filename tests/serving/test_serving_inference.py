@@ -1,7 +1,5 @@
 """Classify, Regress and MultiInference on real SavedModels, asked and answered in the real messages."""
 
-import json
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -595,46 +593,3 @@ def test_a_method_name_that_is_not_known_is_not_invented(model: Servable) -> Non
     assert classify(counted, "", examples())[0] == "serving_default"
     raised = error(lambda: classify(counted, "", examples(), check_method_name=True))
     assert raised.message.endswith("Was: ")
-
-
-def test_classify_and_regress_at_both_front_doors(
-    start_server: Callable[..., Any], channel_to: Callable[[Any], Any], tmp_path: Path
-) -> None:
-    build_tensorflow_1(tmp_path / "4")
-    server = start_server(tmp_path)
-    channel = channel_to(server)
-    given = wire.Input()
-    given.example_list.examples.extend(example(row) for row in X)
-    spec = wire.ModelSpec(name="default", signature_name="serving_default")
-
-    def ask(method: methods.Method[Any, Any], request: Any) -> Any:
-        call = channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
-        return call(request, timeout=30)
-
-    classified = ask(methods.CLASSIFY, wire.ClassificationRequest(model_spec=spec, input=given))
-    assert (classified.model_spec.version.value, classified.model_spec.signature_name) == (
-        4,
-        "serving_default",
-    )
-    scores = [[entry.score for entry in row.classes] for row in classified.result.classifications]
-    np.testing.assert_allclose(scores, SCORES)
-    spec.signature_name = "regress"
-    regressed = ask(methods.REGRESS, wire.RegressionRequest(model_spec=spec, input=given))
-    assert len(regressed.result.regressions) == len(X)
-    request = wire.MultiInferenceRequest(input=given)
-    for signature, method in (("serving_default", CLASSIFY_METHOD), ("regress", REGRESS_METHOD)):
-        spec.signature_name = signature
-        request.tasks.add(model_spec=spec, method_name=method)
-    results = ask(methods.MULTI_INFERENCE, request).results
-    assert [result.model_spec.version.value for result in results] == [4, 4]
-    assert results[0].classification_result == classified.result
-    assert results[1].regression_result == regressed.result
-
-    def over_rest(method: str, signature: str) -> Any:
-        body = {"signature_name": signature, "examples": [{"x": row.tolist()} for row in X[:2]]}
-        url = f"http://127.0.0.1:{server.rest_port}/v1/models/default:{method}"
-        with urllib.request.urlopen(url, json.dumps(body).encode(), 30) as answer:
-            return json.load(answer)["results"]
-
-    assert over_rest("regress", "regress") == [entry.value for entry in regressed.result.regressions[:2]]
-    assert [[score for _, score in row] for row in over_rest("classify", "serving_default")] == scores[:2]
