@@ -38,6 +38,10 @@ DEFAULT_MAX_FILL_BYTES: Final = 64 * 2**20
 """The largest array that `to_array` fills by repeating a value, in bytes."""
 
 
+_PART: Final = 2**16  # values
+_STRING_BYTES: Final = 24  # of TensorFlow's tstring, beside its content
+
+
 class TensorError(ValueError):
     """A tensor that cannot be encoded, or a TensorProto whose parts contradict each other."""
 
@@ -140,7 +144,11 @@ def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
         return
     proto.dtype = number.data_type
     proto.tensor_shape.CopyFrom(_shape_to_proto(array.shape))
-    getattr(proto, number.field).extend(array.ravel().tolist())
+    field = getattr(proto, number.field)
+    flat = array.ravel()
+    # In parts: a list of Python numbers takes nine times the memory of the array.
+    for start in range(0, flat.size, _PART):
+        field.extend(flat[start : start + _PART].tolist())
 
 
 def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES) -> npt.NDArray[Any]:
@@ -149,7 +157,8 @@ def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES
     Numbers in `tensor_content` are not copied: the array is a read-only view of it (call `.copy()` to
     write). Other arrays own their memory.
     max_fill_bytes: the largest array to make by repeating the last value of a typed field that is too
-        short, so that a message of a few bytes cannot claim gigabytes (a string counts 8 bytes).
+        short, so that a message of a few bytes cannot claim gigabytes. A string counts its own bytes and 24
+        more: each of them gets its own copy where TensorFlow takes them.
     Raises TensorError for an unknown dtype, an unknown or negative dimension, or content that does not
     have the shape's number of values.
     """
@@ -174,7 +183,7 @@ def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES
     if len(values) % parts:
         raise TensorError(f"expected pairs of real and imaginary parts in {field}, got {len(values)} values")
     given = len(values) // parts
-    _check_count(field, shape, count, given, stored.itemsize, max_fill_bytes)
+    _check_count(field, shape, count, given, count * stored.itemsize, max_fill_bytes)
     # The copy narrows int_val to the dtype's width, as TensorFlow does.
     flat = np.array(values, field_dtype)
     if field == "half_val" or parts == 2:
@@ -251,14 +260,14 @@ def _storage(data_type: int) -> tuple[np.dtype[Any], str, type[np.generic]]:
 
 
 def _check_count(
-    field: str, shape: tuple[int, ...], count: int, given: int, item_bytes: int, max_fill_bytes: int
+    field: str, shape: tuple[int, ...], count: int, given: int, fill_bytes: int, max_fill_bytes: int
 ) -> None:
     if given > count:
         raise TensorError(f"expected at most {count} values in {field} for shape {list(shape)}, got {given}")
-    if given < count and count * item_bytes > max_fill_bytes:
+    if given < count and fill_bytes > max_fill_bytes:
         raise TensorError(
             f"expected {count} values in {field} for shape {list(shape)}, got {given}; repeating the last "
-            f"one would take {count * item_bytes} bytes, more than the {max_fill_bytes} allowed"
+            f"one would take {fill_bytes} bytes, more than the {max_fill_bytes} allowed"
         )
 
 
@@ -271,8 +280,10 @@ def _strings_to_array(
         values = list(proto.string_val)
         given = len(values)
         if given != count:
-            _check_count("string_val", shape, count, given, 8, max_fill_bytes)
-            values += [values[-1] if values else b""] * (count - given)
+            last = values[-1] if values else b""
+            fill_bytes = count * (_STRING_BYTES + len(last))
+            _check_count("string_val", shape, count, given, fill_bytes, max_fill_bytes)
+            values += [last] * (count - given)
     flat = np.empty(count, object)
     flat[:] = values
     return _reshape(flat, shape)

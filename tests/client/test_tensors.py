@@ -329,6 +329,14 @@ def test_the_limit_of_repetition_can_be_moved():
         to_array(proto, max_fill_bytes=399)
 
 
+def test_a_repeated_string_counts_its_bytes_each_time():
+    proto = TensorProto(dtype=DataType.DT_STRING, string_val=[b"x" * 76])
+    proto.tensor_shape.dim.add(size=10)
+    assert to_array(proto, max_fill_bytes=1000).tolist() == [b"x" * 76] * 10
+    with pytest.raises(TensorError, match="would take 1000 bytes, more than the 999 allowed"):
+        to_array(proto, max_fill_bytes=999)
+
+
 @pytest.mark.parametrize(
     "dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "c8"]
 )
