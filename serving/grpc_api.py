@@ -41,7 +41,7 @@ RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
 T = TypeVar("T")
 
-_MESSAGE_LIMIT = 1024  # characters; grpc_status_util.cc
+_MESSAGE_LIMIT = 1024  # bytes; grpc_status_util.cc
 _STATUS = {Code(status.value[0]): status for status in grpc.StatusCode}
 _FOREVER_S = 1e9  # gRPC gives calls without a deadline either None or centuries
 
@@ -325,9 +325,7 @@ def _behaviour(
             code, message = Code.INTERNAL, f"{type(exc).__name__}: {exc}"
         finally:
             metrics.end(call, code, message)
-        if len(message) > _MESSAGE_LIMIT:
-            message = message[:_MESSAGE_LIMIT] + "...TRUNCATED"
-        return context.abort(_STATUS[code], message)
+        return context.abort(_STATUS[code], _cut(message))
 
     return behave
 
@@ -342,6 +340,14 @@ def _origin(method: methods.Method[Any, Any], context: grpc.ServicerContext, cod
         "network.peer.address": context.peer(),
     }
     return Origin(f"{method.service}/{method.name}", headers, attributes)
+
+
+def _cut(message: str) -> str:
+    """Short enough for a header: clients refuse those of more than 8 KiB, and a byte may take three there."""
+    content = message.encode(errors="replace")
+    if len(content) <= _MESSAGE_LIMIT:
+        return content.decode()
+    return content[:_MESSAGE_LIMIT].decode(errors="ignore") + "...TRUNCATED"
 
 
 def _deadline_s(context: grpc.ServicerContext) -> float | None:
