@@ -22,10 +22,10 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 from cheroot import wsgi
-from cheroot.server import HTTPConnection
+from cheroot.server import ChunkedRFile, HTTPConnection
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
@@ -82,6 +82,11 @@ _ROUTES = {
     "GetModelMetadata": "/v1/models/{name}/metadata",
 }
 _TOO_LARGE = "413 Content Too Large"
+_TIMEOUT = "408 Request Timeout"
+_CLOSE = ("Connection", "close")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?\r\n")
+_MAX_LINE_BYTES = 8192  # of a chunk's size and of a trailer
+_MAX_TRAILERS = 100
 _MIN_GZIP_BYTES = 1024
 _GZIP_WBITS = 16 + zlib.MAX_WBITS
 _PAGE_HEADERS = [("Content-Security-Policy", CONTENT_SECURITY_POLICY), ("Cache-Control", "no-cache")]
@@ -139,8 +144,9 @@ class RestApi:
         try:
             # Read before anything else: an answer given over an unread body would break the connection.
             response = self._respond(environ, self._read_body(environ))
-        except _TooLargeError as exc:
-            response = _Response(_to_json({"error": str(exc)}), _TOO_LARGE)
+        except _BodyError as exc:
+            # Where the next request begins is not known.
+            response = _Response(_to_json({"error": str(exc)}), exc.status, headers=[_CLOSE])
         except ServingError as exc:
             response = _failure(exc)
         except TimeoutError:  # of a body that does not come; the HTTP server has the answer
@@ -242,9 +248,15 @@ class RestApi:
     def _read_body(self, environ: Mapping[str, Any]) -> bytes:
         limit = self._settings.max_body_bytes
         stream = environ["wsgi.input"]
-        body: bytes = stream.read(limit + 1) if limit else stream.read()
+        try:
+            if isinstance(stream, ChunkedRFile):
+                body = _read_chunks(stream.rfile, limit)
+            else:
+                body = stream.read(limit + 1) if limit else stream.read()
+        except OSError as exc:
+            raise _BodyError(_TIMEOUT, f"Expected the whole body, which did not come: {exc}") from exc
         if limit and len(body) > limit:
-            raise _TooLargeError(f"Expected a body of at most {limit} bytes: send fewer rows at once")
+            raise _too_large(limit)
         if environ.get("HTTP_CONTENT_ENCODING", "").lower() != "gzip":
             return body
         try:
@@ -253,14 +265,62 @@ class RestApi:
         except zlib.error as exc:
             raise ServingError(Code.INVALID_ARGUMENT, f"Expected a body in gzip: {exc}") from exc
         if limit and len(plain) > limit:
-            raise _TooLargeError(f"Expected at most {limit} bytes out of the body's gzip")
+            raise _BodyError(_TOO_LARGE, f"Expected at most {limit} bytes out of the body's gzip")
         if not unzip.eof:
             raise ServingError(Code.INVALID_ARGUMENT, "Expected a body in gzip: it ends too early")
         return plain
 
 
-class _TooLargeError(Exception):
-    """A body above the limit; HTTP has a status for it that our codes have not."""
+class _BodyError(Exception):
+    """A body that was not read to its end. HTTP has statuses for it that our codes have not."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _too_large(limit: int) -> _BodyError:
+    return _BodyError(_TOO_LARGE, f"Expected a body of at most {limit} bytes: send fewer rows at once")
+
+
+def _read_chunks(file: BinaryIO, limit: int) -> bytes:
+    """A body in chunks. cheroot's reader buffers a chunk of any size, and copies all it has for each new one.
+
+    limit: as RestSettings.max_body_bytes. Raises _BodyError, and OSError if the connection fails.
+    """
+    chunks: list[bytes] = []
+    total = 0
+    while True:
+        line = file.readline(_MAX_LINE_BYTES)
+        match = _CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            raise _malformed(f"expected the size of a chunk in hexadecimal digits, got {line[:40]!r}")
+        size = int(match[1], 16)
+        if size == 0:
+            break
+        total += size
+        if limit and total > limit:
+            raise _too_large(limit)
+        chunk = file.read(size)
+        if len(chunk) < size or file.read(2) != b"\r\n":
+            raise _malformed(f"expected {size} bytes and a line's end, got something else")
+        chunks.append(chunk)
+    for _ in range(_MAX_TRAILERS):
+        if file.readline(_MAX_LINE_BYTES) in (b"\r\n", b""):
+            return b"".join(chunks)
+    raise _malformed(f"expected at most {_MAX_TRAILERS} trailers")
+
+
+def _malformed(why: str) -> _BodyError:
+    return _BodyError(HTTP_STATUS[Code.INVALID_ARGUMENT], f"Malformed chunked body: {why}")
+
+
+class _Gateway(wsgi.Gateway_10):
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        """As cheroot's, which would say that it closes the connection, and keep it."""
+        if _CLOSE in headers:
+            self.req.close_connection = True
+        return super().start_response(status, headers, exc_info)
 
 
 class _TimedSocket:
@@ -355,6 +415,7 @@ class RestServer:
         )
         self._server.keep_alive_conn_limit = max(1, max_queued)
         self._server.request_timeout_s = request_timeout_s
+        self._server.gateway = _Gateway
         self._thread = threading.Thread(target=self._server.serve, name="graftserve-rest", daemon=True)
         self.port = port
 

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -268,6 +269,14 @@ def test_messages_above_the_limit_are_refused_at_both_doors(
         413,
         "Expected a body of at most 10000 bytes: send fewer rows at once",
     )
+    # Told by its first chunk's size alone: what it claims is not read.
+    assert server.rest_port is not None
+    with socket.create_connection(("127.0.0.1", server.rest_port), 10) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffff\r\n"
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"Expected a body of at most 10000 bytes" in answer
     # Small on the wire, and too large once it is opened.
     response, content = get(server.rest_port, path, "POST", gzip.compress(body), Content_Encoding="gzip")
     assert (response.status, "at most 10000 bytes out of" in json.loads(content)["error"]) == (413, True)
