@@ -33,6 +33,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import hypothesis
 import pytest
 from google.protobuf import text_format
 
@@ -88,6 +89,14 @@ def _kinds() -> list[str]:
     if os.environ.get(_REMOTE_VARIABLE):
         kinds.append("remote")
     return kinds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for profile, max_examples in {"quick": 60, "thorough": 3000}.items():
+        hypothesis.settings.register_profile(
+            profile, max_examples=max_examples, deadline=None, database=None, derandomize=profile == "quick"
+        )
+    hypothesis.settings.load_profile("thorough" if config.getoption("--slow") else "quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
