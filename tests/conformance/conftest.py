@@ -92,7 +92,7 @@ def _kinds() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for profile, max_examples in {"quick": 60, "thorough": 3000}.items():
+    for profile, max_examples in {"quick": 60, "thorough": 1000}.items():
         hypothesis.settings.register_profile(
             profile, max_examples=max_examples, deadline=None, database=None, derandomize=profile == "quick"
         )
@@ -319,12 +319,18 @@ class HttpAnswer:
     body: bytes
 
 
-@pytest.fixture
-def http_request(server: Running) -> Iterator[Callable[..., HttpAnswer]]:
-    """http_request(method, path, body, headers), over one connection that is kept open."""
+@pytest.fixture(scope="session")
+def rest_address(server: Running) -> str:
+    """host:port of the REST API."""
     if not server.rest_address:
-        pytest.skip(f"{_REMOTE_VARIABLE}_REST says of no REST address")
-    connection = http.client.HTTPConnection(server.rest_address, timeout=30)
+        pytest.skip(f"needs {_REMOTE_VARIABLE}_REST, the host:port of its REST API")
+    return server.rest_address
+
+
+@pytest.fixture
+def http_request(rest_address: str) -> Iterator[Callable[..., HttpAnswer]]:
+    """http_request(method, path, body, headers), over one connection that is kept open."""
+    connection = http.client.HTTPConnection(rest_address, timeout=30)
 
     def ask(
         method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -418,13 +424,11 @@ def await_state(states_of: Callable[[str], dict[int, Any]]) -> Callable[[str, in
 
 
 @pytest.fixture
-def metrics(server: Running) -> Callable[[], dict[str, float]]:
+def metrics(rest_address: str) -> Callable[[], dict[str, float]]:
     """metrics() is every series by its name and labels."""
-    if not server.rest_address:
-        pytest.skip(f"{_REMOTE_VARIABLE}_REST says of no REST address")
 
     def metrics() -> dict[str, float]:
-        url = f"http://{server.rest_address}/monitoring/prometheus/metrics"
+        url = f"http://{rest_address}/monitoring/prometheus/metrics"
         with urllib.request.urlopen(url, timeout=30) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain")
             text = answer.read().decode()

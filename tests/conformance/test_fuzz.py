@@ -1,7 +1,7 @@
 """Requests that nobody in their right mind sends. Every one is answered as the caller's fault, in good time,
 and the server is well afterwards.
 
-A few hundred of each kind in an ordinary run, thousands with --slow.
+Sixty of each kind in an ordinary run, a thousand with --slow.
 """
 
 import json
@@ -76,23 +76,23 @@ def _well_afterwards(request: pytest.FixtureRequest, kind: str) -> Iterator[None
     if kind != "graftserve":
         yield
         return
-    server = request.getfixturevalue("server")
-    before_bytes = resident_bytes(server)
+    rest_address = request.getfixturevalue("rest_address")
+    before_bytes = resident_bytes(rest_address)
     yield
-    status, answer = post(server, "/v1/models/half_plus_two:predict", b'{"instances": [1.0]}')
+    status, answer = post(rest_address, "/v1/models/half_plus_two:predict", b'{"instances": [1.0]}')
     assert (status, json.loads(answer)) == (200, {"predictions": [2.5]})
-    assert resident_bytes(server) - before_bytes < _MAX_GROWTH_BYTES
+    assert resident_bytes(rest_address) - before_bytes < _MAX_GROWTH_BYTES
 
 
-def resident_bytes(server: Any) -> float:
-    text = exchange(server, b"GET /monitoring/prometheus/metrics HTTP/1.0\r\n\r\n").decode()
+def resident_bytes(rest_address: str) -> float:
+    text = exchange(rest_address, b"GET /monitoring/prometheus/metrics HTTP/1.0\r\n\r\n").decode()
     (value,) = re.findall(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
     return float(value)
 
 
-def exchange(server: Any, content: bytes) -> bytes:
+def exchange(rest_address: str, content: bytes) -> bytes:
     """All that comes back for these bytes, on a connection of their own, until the server closes it."""
-    host, _, port = server.rest_address.rpartition(":")
+    host, _, port = rest_address.rpartition(":")
     received = []
     with socket.create_connection((host, int(port)), _TIMEOUT_S) as connection:
         try:
@@ -105,9 +105,9 @@ def exchange(server: Any, content: bytes) -> bytes:
     return b"".join(received)
 
 
-def post(server: Any, path: str, body: bytes) -> tuple[int, bytes]:
+def post(rest_address: str, path: str, body: bytes) -> tuple[int, bytes]:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    answer = exchange(server, head.encode() + body)
+    answer = exchange(rest_address, head.encode() + body)
     status, _, rest = answer.partition(b"\r\n")
     assert status.startswith(b"HTTP/1.1 "), answer
     return int(status.split()[1]), rest.partition(b"\r\n\r\n")[2]
@@ -353,18 +353,18 @@ def check_answer(status: int, answer: bytes) -> None:
 
 
 @given(path=st.sampled_from(_PATHS), document=_DOCUMENTS, name=st.none() | st.sampled_from(_NAMES) | _LEAVES)
-def test_documents_of_any_form(server: Any, path: str, document: dict[str, Any], name: Any) -> None:
+def test_documents_of_any_form(rest_address: str, path: str, document: dict[str, Any], name: Any) -> None:
     if name is not None:
         document = document | {"signature_name": name}
-    check_answer(*post(server, path, json.dumps(document).encode()))
+    check_answer(*post(rest_address, path, json.dumps(document).encode()))
 
 
 @given(data=st.data(), path=st.sampled_from(_PATHS))
-def test_damaged_documents(server: Any, path: str, data: st.DataObject) -> None:
+def test_damaged_documents(rest_address: str, path: str, data: st.DataObject) -> None:
     document = (
         b'{"signature_name": "add", "inputs": {"a": [[1, 2]], "b": [[NaN, -1e5]]}, "examples": [{"x": 1}]}'
     )
-    check_answer(*post(server, path, data.draw(damaged(document))))
+    check_answer(*post(rest_address, path, data.draw(damaged(document))))
 
 
 _DEPTH = 100_000
@@ -397,8 +397,8 @@ _DEPTH = 100_000
     ],
     ids=lambda body: body[:16].decode("latin-1"),
 )
-def test_documents_out_of_proportion(server: Any, path: str, body: bytes) -> None:
-    check_answer(*post(server, path, body))
+def test_documents_out_of_proportion(rest_address: str, path: str, body: bytes) -> None:
+    check_answer(*post(rest_address, path, body))
 
 
 _BODY = b'{"instances": ["a"]}'
@@ -475,8 +475,8 @@ def _head(line: bytes, *headers: bytes) -> bytes:
     ],
     ids=lambda content: content[:50].decode("latin-1"),
 )
-def test_bytes_that_are_hardly_http(server: Any, content: bytes) -> None:
-    answer = exchange(server, content)
+def test_bytes_that_are_hardly_http(rest_address: str, content: bytes) -> None:
+    answer = exchange(rest_address, content)
     statuses = [int(status) for status in re.findall(rb"^HTTP/1\.[01] (\d+)", answer, re.MULTILINE)]
     assert all(status < 500 or status in (501, 505) for status in statuses), answer
     if content.startswith(_GOOD):
@@ -487,8 +487,8 @@ def test_bytes_that_are_hardly_http(server: Any, content: bytes) -> None:
 
 
 @given(content=damaged(_GOOD))
-def test_damaged_http(server: Any, content: bytes) -> None:
-    answer = exchange(server, content)
+def test_damaged_http(rest_address: str, content: bytes) -> None:
+    answer = exchange(rest_address, content)
     for status in re.findall(rb"^HTTP/1\.[01] (\d+)", answer, re.MULTILINE):
         assert int(status) < 500 or int(status) in (501, 505), answer
 

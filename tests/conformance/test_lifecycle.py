@@ -58,7 +58,6 @@ def test_folders_that_are_no_versions_are_passed_over(
     publish("half_plus_two", folder / "00000007")
     (folder / "notes").mkdir()
     (folder / "12a").mkdir()
-    (folder / "9").write_text("a file")
     reload(config_of(folder.name, folder, ALL))
     assert set(states_of(folder.name)) == {7}
 

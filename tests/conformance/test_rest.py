@@ -319,11 +319,11 @@ def test_an_answer_is_gzipped_where_it_is_accepted(http_request: Any) -> None:
         assert message in json.loads(answer.body)["error"]
 
 
-def test_a_body_may_come_in_chunks(server: Any) -> None:
+def test_a_body_may_come_in_chunks(rest_address: str) -> None:
     body = b'{"instances": ["abc"]}'
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:5], body[5:]))
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-    host, _, port = server.rest_address.rpartition(":")
+    host, _, port = rest_address.rpartition(":")
     with socket.create_connection((host, int(port)), 30) as connection:
         connection.sendall(head.encode() + chunks + b"0\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -335,14 +335,14 @@ def test_a_body_may_come_in_chunks(server: Any) -> None:
 
 
 @pytest.fixture
-def curl(server: Any) -> Callable[..., tuple[int, bytes]]:
+def curl(rest_address: str) -> Callable[..., tuple[int, bytes]]:
     """curl(path, *arguments) gives the HTTP status and the body."""
     if shutil.which("curl") is None:
         pytest.skip("no curl on the PATH")
 
     def curl(path: str, *arguments: str) -> tuple[int, bytes]:
         command = ["curl", "--silent", "--show-error", "--max-time", "30", "--write-out", "\n%{http_code}"]
-        url = f"http://{server.rest_address}{path}"
+        url = f"http://{rest_address}{path}"
         output = subprocess.run([*command, *arguments, url], capture_output=True, check=True).stdout
         body, _, status = output.rpartition(b"\n")
         return int(status), body
