@@ -65,7 +65,7 @@ def _number(
 _NUMBERS: Final = (
     _number(DataType.DT_FLOAT, np.float32, "float_val", np.float32),
     _number(DataType.DT_DOUBLE, np.float64, "double_val", np.float64),
-    _number(DataType.DT_HALF, np.float16, "half_val", np.uint16),
+    _number(DataType.DT_HALF, np.float16, "half_val", np.int32),
     _number(DataType.DT_INT8, np.int8, "int_val", np.int32),
     _number(DataType.DT_INT16, np.int16, "int_val", np.int32),
     _number(DataType.DT_INT32, np.int32, "int_val", np.int32),
@@ -184,9 +184,11 @@ def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES
         raise TensorError(f"expected pairs of real and imaginary parts in {field}, got {len(values)} values")
     given = len(values) // parts
     _check_count(field, shape, count, given, count * stored.itemsize, max_fill_bytes)
-    # The copy narrows int_val to the dtype's width, as TensorFlow does.
+    # The copies narrow int_val and half_val to the dtype's width, as TensorFlow does.
     flat = np.array(values, field_dtype)
-    if field == "half_val" or parts == 2:
+    if field == "half_val":
+        flat = flat.astype("<u2").view(stored)
+    elif parts == 2:
         flat = flat.view(stored)
     elif flat.dtype != stored:
         flat = flat.astype(stored)
@@ -255,7 +257,7 @@ def _storage(data_type: int) -> tuple[np.dtype[Any], str, type[np.generic]]:
             raise TensorError(
                 "expected a dtype of NumPy's own, got bfloat16: install ml_dtypes to read it"
             ) from exc
-        return np.dtype(ml_dtypes.bfloat16), "half_val", np.uint16
+        return np.dtype(ml_dtypes.bfloat16), "half_val", np.int32
     raise TensorError(f"expected a tensor of numbers, bool or strings, got {dtype_name(data_type)}")
 
 

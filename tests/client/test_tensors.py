@@ -348,3 +348,9 @@ def test_typed_fields_hold_what_they_can(dtype):
     back = to_array(proto)
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array)
+
+
+def test_half_values_beyond_16_bits_are_narrowed_as_tensorflow_narrows_them():
+    proto = TensorProto(dtype=DataType.DT_HALF, half_val=[0x10000 + 0x3C00, -(2**31) + 0x4000])
+    proto.tensor_shape.dim.add(size=2)
+    assert to_array(proto).tolist() == [1.0, 2.0]
