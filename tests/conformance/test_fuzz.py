@@ -116,44 +116,89 @@ def post(rest_address: str, path: str, body: bytes) -> tuple[int, bytes]:
 # gRPC
 
 
+_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "float_val": st.floats(width=32),
+    "double_val": st.floats(),
+    "int_val": st.integers(-(2**31), 2**31 - 1),
+    "int64_val": st.integers(-(2**63), 2**63 - 1),
+    "uint32_val": st.integers(0, 2**32 - 1),
+    "uint64_val": st.integers(0, 2**64 - 1),
+    "half_val": st.integers(-(2**31), 2**31 - 1),
+    "bool_val": st.booleans(),
+    "string_val": st.binary(max_size=20),
+    "scomplex_val": st.floats(width=32),
+    "dcomplex_val": st.floats(),
+}
+# The number of each dtype that a signature of `dtypes` takes, and the field for it.
+_DTYPES = {
+    "float32": (1, "float_val"),
+    "float64": (2, "double_val"),
+    "float16": (19, "half_val"),
+    "bfloat16": (14, "half_val"),
+    "int8": (6, "int_val"),
+    "int16": (5, "int_val"),
+    "int32": (3, "int_val"),
+    "int64": (9, "int64_val"),
+    "uint8": (4, "int_val"),
+    "uint16": (17, "int_val"),
+    "uint32": (22, "uint32_val"),
+    "uint64": (23, "uint64_val"),
+    "bool": (10, "bool_val"),
+    "string": (7, "string_val"),
+    "complex64": (8, "scomplex_val"),
+    "complex128": (18, "dcomplex_val"),
+}
+_TAKEN = {
+    "text": [("text", "string")],
+    "echo": [("raw", "string")],
+    "decode": [("image_bytes", "string")],
+    "add": [("a", "int64"), ("b", "float64")],
+    "fail": [("message", "string")],
+    **{name: [("x", "float32")] for name in ("divide", "project", "scalar")},
+}
+
+
 @st.composite
-def tensors(draw: st.DrawFn, api: Any) -> Any:
-    """TensorProtos whose parts contradict each other as often as not."""
-    proto = api.TensorProto(dtype=draw(st.sampled_from(DTYPES)))
-    for size in draw(st.lists(st.sampled_from(SIZES), max_size=4)):
+def tensors(draw: st.DrawFn, api: Any, dtype: str) -> Any:
+    """TensorProtos for a dtype, whose parts contradict each other as often as not."""
+    number, field = _DTYPES[dtype]
+    proto = api.TensorProto(dtype=draw(st.just(number) | st.just(number) | st.sampled_from(DTYPES)))
+    small = st.lists(st.integers(0, 3), max_size=3)
+    for size in draw(small | small | st.lists(st.sampled_from(SIZES), max_size=4)):
         proto.tensor_shape.dim.add(size=size)
     proto.tensor_shape.unknown_rank = draw(st.integers(0, 9)) == 0
-    if draw(st.booleans()):
+    if draw(st.integers(0, 2)) == 0:
         proto.tensor_content = draw(st.binary(max_size=40))
-    fields: dict[str, st.SearchStrategy[Any]] = {
-        "float_val": st.floats(width=32),
-        "double_val": st.floats(),
-        "int_val": st.integers(-(2**31), 2**31 - 1),
-        "int64_val": st.integers(-(2**63), 2**63 - 1),
-        "uint32_val": st.integers(0, 2**32 - 1),
-        "uint64_val": st.integers(0, 2**64 - 1),
-        "half_val": st.integers(-(2**31), 2**31 - 1),
-        "bool_val": st.booleans(),
-        "string_val": st.binary(max_size=20),
-        "scomplex_val": st.floats(width=32),
-        "dcomplex_val": st.floats(),
-    }
-    for name in draw(st.sets(st.sampled_from(sorted(fields)), max_size=2)):
-        getattr(proto, name).extend(draw(st.lists(fields[name], max_size=4)))
+    for name in {field, *draw(st.sets(st.sampled_from(sorted(_FIELDS)), max_size=1))}:
+        getattr(proto, name).extend(draw(st.lists(_FIELDS[name], max_size=4)))
     return proto
 
 
 @st.composite
 def predict_requests(draw: st.DrawFn, api: Any) -> bytes:
     request = api.PredictRequest()
-    request.model_spec.name = draw(st.sampled_from(["text", "text", "dtypes", "defaults", "nope"]))
-    names = [*SIGNATURES, "string", "float32", "float16", "bfloat16", "int8", "bool", "complex64"]
-    request.model_spec.signature_name = draw(st.sampled_from(names))
-    if draw(st.integers(0, 9)) == 0:
-        request.model_spec.version.value = draw(st.sampled_from(SIZES))
-    for name in draw(st.sets(st.sampled_from(["x", "text", "raw", "a", "b", "message", "image_bytes"]))):
-        request.inputs[name].CopyFrom(draw(tensors(api)))
-    request.output_filter.extend(draw(st.lists(st.sampled_from(["y", "length", "\0"]), max_size=2)))
+    signature = draw(st.sampled_from(sorted({*_DTYPES, *_TAKEN})))
+    taken = _TAKEN.get(signature, [("x", signature)])
+    request.model_spec.name = "text" if signature in _TAKEN else "dtypes"
+    request.model_spec.signature_name = signature
+    for name, dtype in taken:
+        request.inputs[name].CopyFrom(draw(tensors(api, dtype)))
+    if draw(st.integers(0, 3)) == 0:
+        change = draw(st.sampled_from(["model", "signature", "version", "more", "fewer", "filter"]))
+        if change == "model":
+            request.model_spec.name = draw(
+                st.sampled_from(["text", "dtypes", "defaults", "keras", "nope", ""])
+            )
+        elif change == "signature":
+            request.model_spec.signature_name = draw(st.sampled_from(SIGNATURES))
+        elif change == "version":
+            request.model_spec.version.value = draw(st.sampled_from(SIZES))
+        elif change == "more":
+            request.inputs[draw(st.sampled_from(["x", "\0", "é"]))].CopyFrom(draw(tensors(api, "string")))
+        elif change == "fewer":
+            del request.inputs[taken[0][0]]
+        else:
+            request.output_filter.extend(draw(st.lists(st.sampled_from(["y", "length", "\0"]), max_size=2)))
     return bytes(request.SerializeToString())
 
 
