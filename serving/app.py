@@ -22,6 +22,7 @@ from .core import ServerCore
 from .errors import Code, ServingError
 from .flags import Options
 from .grpc_api import GrpcServer, GrpcSettings
+from .http_server import HttpServer
 from .manager import AspiredVersionsManager
 from .memory import freeze
 from .metrics import Metrics
@@ -29,7 +30,7 @@ from .overview import make_overview
 from .page import Overview
 from .policy import State
 from .poller import Poller
-from .rest_api import RestApi, RestServer, RestSettings
+from .rest_api import RestApi, RestSettings
 from .servable import Engine
 from .service import ModelServiceImpl, PredictionServiceImpl
 from .source import FileSystemStoragePathSource
@@ -73,7 +74,7 @@ class Server:
         self._core: ServerCore | None = None
         self._pollers: list[Poller] = []
         self._grpc: GrpcServer | None = None
-        self._rest: RestServer | None = None
+        self._rest: HttpServer | None = None
         self._tracer: Tracer | None = None
         self._config_file_trouble = ""
         self._config_file_seen = b""
@@ -248,7 +249,7 @@ class Server:
             self._raise_if_stopping()
             if options.rest_api_port:
                 api = RestApi(rest_settings, prediction, model, self.metrics, overview)
-                rest = RestServer(
+                rest = HttpServer(
                     *(options.host, max(0, options.rest_api_port), api),
                     num_threads=options.rest_threads,
                     max_queued=options.max_queued_requests,

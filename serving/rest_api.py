@@ -1,4 +1,4 @@
-"""The REST front door: TensorFlow Serving's JSON API as a WSGI application, and the HTTP server below it.
+"""The REST front door: TensorFlow Serving's JSON API as a WSGI application.
 
     POST /v1/models/NAME[/versions/N|/labels/L]:predict    also :classify and :regress
     GET  /v1/models/NAME[/versions/N|/labels/L]            the states of its versions
@@ -12,20 +12,14 @@ Source: tensorflow_serving/model_servers/{http_rest_api_handler,http_rest_api_ut
 import gzip
 import json
 import logging
-import math
 import re
-import socket
-import threading
 import time
 import urllib.parse
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
-from cheroot import wsgi
-from cheroot.server import ChunkedRFile, HTTPConnection
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
@@ -34,6 +28,7 @@ from graftserve.client.wire import methods
 
 from .errors import Code, ServingError
 from .grpc_api import status_to_proto
+from .http_server import CLOSE, BodyError, read_body
 from .json_examples import encode_classifications, encode_regressions, parse_examples_body
 from .json_tensor import decode_inputs, encode_outputs, is_row_form, parse_document
 from .metrics import CONTENT_TYPE, Call, Metrics
@@ -42,7 +37,7 @@ from .predict import SignatureNotFoundError
 from .service import ModelServiceImpl, ModelSpec, PredictionServiceImpl
 from .tracing import Origin
 
-__all__ = ["HTTP_STATUS", "RestApi", "RestServer", "RestSettings"]
+__all__ = ["HTTP_STATUS", "RestApi", "RestSettings"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,14 +76,7 @@ _ROUTES = {
     "GetModelStatus": "/v1/models/{name}",
     "GetModelMetadata": "/v1/models/{name}/metadata",
 }
-_TOO_LARGE = "413 Content Too Large"
-_TIMEOUT = "408 Request Timeout"
-_CLOSE = ("Connection", "close")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?\r\n")
-_MAX_LINE_BYTES = 8192  # of a chunk's size and of a trailer
-_MAX_TRAILERS = 100
 _MIN_GZIP_BYTES = 1024
-_GZIP_WBITS = 16 + zlib.MAX_WBITS
 _PAGE_HEADERS = [("Content-Security-Policy", CONTENT_SECURITY_POLICY), ("Cache-Control", "no-cache")]
 _CORS_HEADERS = [
     ("Access-Control-Allow-Origin", "*"),
@@ -143,14 +131,12 @@ class RestApi:
     def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
         try:
             # Read before anything else: an answer given over an unread body would break the connection.
-            response = self._respond(environ, self._read_body(environ))
-        except _BodyError as exc:
+            response = self._respond(environ, read_body(environ, self._settings.max_body_bytes))
+        except BodyError as exc:
             # Where the next request begins is not known.
-            response = _Response(_to_json({"error": str(exc)}), exc.status, headers=[_CLOSE])
+            response = _Response(_to_json({"error": str(exc)}), exc.status, headers=[CLOSE])
         except ServingError as exc:
             response = _failure(exc)
-        except TimeoutError:  # of a body that does not come; the HTTP server has the answer
-            raise
         except Exception as exc:
             _log.exception("a request failed in an unforeseen way")
             response = _failure(ServingError(Code.INTERNAL, f"{type(exc).__name__}: {exc}"))
@@ -244,201 +230,6 @@ class RestApi:
                 "metadata": {methods.SIGNATURE_DEF_FIELD: _proto_to_json(answer.result)},
             }
         )
-
-    def _read_body(self, environ: Mapping[str, Any]) -> bytes:
-        limit = self._settings.max_body_bytes
-        stream = environ["wsgi.input"]
-        try:
-            if isinstance(stream, ChunkedRFile):
-                body = _read_chunks(stream.rfile, limit)
-            else:
-                body = stream.read(limit + 1) if limit else stream.read()
-        except OSError as exc:
-            raise _BodyError(_TIMEOUT, f"Expected the whole body, which did not come: {exc}") from exc
-        if limit and len(body) > limit:
-            raise _too_large(limit)
-        if environ.get("HTTP_CONTENT_ENCODING", "").lower() != "gzip":
-            return body
-        try:
-            unzip = zlib.decompressobj(_GZIP_WBITS)
-            plain = unzip.decompress(body, limit + 1 if limit else 0)
-        except zlib.error as exc:
-            raise ServingError(Code.INVALID_ARGUMENT, f"Expected a body in gzip: {exc}") from exc
-        if limit and len(plain) > limit:
-            raise _BodyError(_TOO_LARGE, f"Expected at most {limit} bytes out of the body's gzip")
-        if not unzip.eof:
-            raise ServingError(Code.INVALID_ARGUMENT, "Expected a body in gzip: it ends too early")
-        return plain
-
-
-class _BodyError(Exception):
-    """A body that was not read to its end. HTTP has statuses for it that our codes have not."""
-
-    def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def _too_large(limit: int) -> _BodyError:
-    return _BodyError(_TOO_LARGE, f"Expected a body of at most {limit} bytes: send fewer rows at once")
-
-
-def _read_chunks(file: BinaryIO, limit: int) -> bytes:
-    """A body in chunks. cheroot's reader buffers a chunk of any size, and copies all it has for each new one.
-
-    limit: as RestSettings.max_body_bytes. Raises _BodyError, and OSError if the connection fails.
-    """
-    chunks: list[bytes] = []
-    total = 0
-    while True:
-        line = file.readline(_MAX_LINE_BYTES)
-        match = _CHUNK_SIZE.fullmatch(line)
-        if match is None:
-            raise _malformed(f"expected the size of a chunk in hexadecimal digits, got {line[:40]!r}")
-        size = int(match[1], 16)
-        if size == 0:
-            break
-        total += size
-        if limit and total > limit:
-            raise _too_large(limit)
-        chunk = file.read(size)
-        if len(chunk) < size or file.read(2) != b"\r\n":
-            raise _malformed(f"expected {size} bytes and a line's end, got something else")
-        chunks.append(chunk)
-    for _ in range(_MAX_TRAILERS):
-        if file.readline(_MAX_LINE_BYTES) in (b"\r\n", b""):
-            return b"".join(chunks)
-    raise _malformed(f"expected at most {_MAX_TRAILERS} trailers")
-
-
-def _malformed(why: str) -> _BodyError:
-    return _BodyError(HTTP_STATUS[Code.INVALID_ARGUMENT], f"Malformed chunked body: {why}")
-
-
-class _Gateway(wsgi.Gateway_10):
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        """As cheroot's, which would say that it closes the connection, and keep it."""
-        if _CLOSE in headers:
-            self.req.close_connection = True
-        return super().start_response(status, headers, exc_info)
-
-
-class _TimedSocket:
-    """A socket from which nothing can be read after deadline_s, on time.monotonic's clock."""
-
-    def __init__(self, plain: socket.socket) -> None:
-        self._plain = plain
-        self.deadline_s = math.inf
-
-    def recv_into(self, buffer: Any) -> int:
-        timeout_s = self._plain.gettimeout()
-        left_s = self.deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("timed out")  # cheroot reads the text, and answers 408
-        self._plain.settimeout(left_s if timeout_s is None else min(left_s, timeout_s))
-        try:
-            return self._plain.recv_into(buffer)
-        finally:
-            self._plain.settimeout(timeout_s)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plain, name)
-
-
-class _Connection(HTTPConnection):
-    """Bounds the time in which a whole request must arrive; cheroot's bounds each piece of it, so that a
-    client which sends a byte now and then would keep a thread for ever."""
-
-    def __init__(self, server: "_HttpServer", plain: socket.socket, makefile: Any) -> None:
-        self._timed = _TimedSocket(plain)
-        super().__init__(server, self._timed, makefile)
-
-    def communicate(self) -> bool:
-        self._timed.deadline_s = time.monotonic() + self.server.request_timeout_s
-        return bool(super().communicate())  # type: ignore[no-untyped-call]
-
-
-class _HttpServer(wsgi.Server):
-    ConnectionClass = _Connection
-    request_timeout_s = math.inf
-
-    def process_conn(self, conn: _Connection) -> None:
-        """Give a connection a thread once there is something to read; cheroot gives it to a new one at once,
-        so that a few which never send anything would keep all threads."""
-        if conn.last_used is None and self.can_add_keepalive_connection:
-            self.put_conn(conn)
-        else:
-            super().process_conn(conn)
-
-    @staticmethod
-    def bind_socket(socket_: socket.socket, bind_addr: Any) -> socket.socket:
-        """As cheroot's, which leaves the socket of a failed attempt open."""
-        try:
-            socket_.bind(bind_addr)
-        except OSError:
-            socket_.close()
-            raise
-        return socket_
-
-    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-        """Log, where cheroot would write to stderr itself."""
-        _log.log(level, "%s", msg, exc_info=traceback)
-
-
-class RestServer:
-    """Serves a WSGI application over HTTP/1.1 from a pool of threads; requests beyond it wait in line.
-
-    port: 0 takes any free one. max_queued: requests that may wait for a thread, and connections that may be
-        open without one; more are closed. request_timeout_s: a request must arrive in this time.
-    Raises ServingError (UNAVAILABLE) from `start` if the port cannot be had.
-    """
-
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        app: RestApi,
-        *,
-        num_threads: int,
-        max_queued: int,
-        request_timeout_s: float,
-    ) -> None:
-        self._host = host
-        self._server = _HttpServer(
-            (host, port),
-            app,
-            numthreads=num_threads,
-            max=num_threads,
-            request_queue_size=128,
-            accepted_queue_size=max(1, max_queued),
-            accepted_queue_timeout=0,
-        )
-        self._server.keep_alive_conn_limit = max(1, max_queued)
-        self._server.request_timeout_s = request_timeout_s
-        self._server.gateway = _Gateway
-        self._thread = threading.Thread(target=self._server.serve, name="graftserve-rest", daemon=True)
-        self.port = port
-
-    def start(self) -> None:
-        host, port = self._server.bind_addr
-        try:
-            self._server.prepare()
-        except OSError as exc:
-            raise ServingError(
-                Code.UNAVAILABLE,
-                f"Could not listen for REST on {host}:{port}: is the port in use? Choose another one with "
-                f"--rest_api_port. ({exc})",
-            ) from exc
-        self.port = self._server.socket.getsockname()[1]
-        self._thread.start()
-
-    def stop(self, grace_s: float) -> None:
-        """Accept nothing more and let requests under way finish; after grace_s cut their connections."""
-        if not self._thread.is_alive():
-            return
-        self._server.shutdown_timeout = grace_s
-        self._server.stop()
-        self._thread.join()
 
 
 def _raw_path(environ: Mapping[str, Any]) -> str:
