@@ -199,7 +199,7 @@ def launch(kind: str) -> Iterator[Launch]:
             stops.append(stop)
         else:
             process, running = _start_process(kind, flags)
-            stops.append(process.kill)
+            stops.extend([process.kill, process.wait])
         return running
 
     yield start
