@@ -47,7 +47,7 @@ ENGINES = ("litert", "tensorflow")
 DAMAGED_EVERY = 3  # swaps
 DAMAGED = 1000  # added to a damaged version's number
 SETTLED_AT_SWAP = 10  # from here on memory must be flat
-STEP_TIMEOUT_S = 120.0
+STEP_TIMEOUT_S = 300.0
 LABELS = ("stable", "canary", "", "")  # that callers ask for, in turn
 
 

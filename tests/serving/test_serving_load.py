@@ -300,7 +300,7 @@ def test_swaps_under_load_lose_no_call_and_give_no_wrong_answer(
     exported: Any, tmp_path: Path, engine: str
 ) -> None:
     command = [sys.executable, str(BENCHMARKS / "soak.py"), f"--output={tmp_path}", f"--engine={engine}"]
-    command += [f"--version={exported.path}", "--loop=closed", "--seconds=10", "--pause=1"]
+    command += [f"--version={exported.path}", "--loop=closed", "--seconds=10", "--pause=1", "--callers=16"]
     subprocess.run(command, check=True, timeout=580)
     (row,) = json.loads((tmp_path / "soak.json").read_text())["rows"]
     assert (row["faults"], row["first_faults"]) == (0, [])
