@@ -301,11 +301,8 @@ def _behaviour(
     """Add to a method what all of them share: parsing, deadlines, dropped clients, errors as statuses."""
 
     def behave(content: bytes, context: grpc.ServicerContext) -> bytes:
-        call = metrics.begin(
-            *(method.name, "GRPC", partial(_origin, method, context)),
-            peer=context.peer(),
-            queue_s=_TimedPool.waited_s(),
-        )
+        origin = partial(_origin, method, context)
+        call = metrics.begin(method.name, "GRPC", origin, queue_s=_TimedPool.waited_s())
         code, message = Code.OK, ""
         try:
             deadline_s = _deadline_s(context)

@@ -64,7 +64,7 @@ class Call:
     """One request, from when it is taken up to its answer; what is not known yet is empty.
 
     api: "Predict" and so on. entrypoint: "GRPC" or "REST".
-    origin: what a trace says of it, for the code that it was answered with.
+    origin: where it came from and how, for the code that it was answered with.
     queue_s: how long it waited for a thread. run_at_s: when the model began, on time.perf_counter's clock.
     runtime_s: how long it took. rows: of the answer, if its outputs agree on that.
     """
@@ -72,7 +72,6 @@ class Call:
     api: str
     entrypoint: str
     origin: Callable[[Code], Origin]
-    peer: str = ""
     queue_s: float = 0.0
     began_s: float = field(default_factory=time.perf_counter)
     model_name: str = ""
@@ -274,17 +273,11 @@ class Metrics:
         self._tracer = tracer
 
     def begin(
-        self,
-        api: str,
-        entrypoint: str,
-        origin: Callable[[Code], Origin],
-        *,
-        peer: str = "",
-        queue_s: float = 0.0,
+        self, api: str, entrypoint: str, origin: Callable[[Code], Origin], *, queue_s: float = 0.0
     ) -> Call:
         """A request is taken up; `end` must follow."""
         self._in_flight.inc()
-        return Call(api, entrypoint, origin, peer, queue_s)
+        return Call(api, entrypoint, origin, queue_s)
 
     def end(self, call: Call, code: Code, message: str = "") -> None:
         """The request is answered. message: what went wrong."""
@@ -308,11 +301,13 @@ class Metrics:
         if call.valid_rows is not None:
             self._valid[name, version].inc(call.valid_rows)
             self._invalid[name, version].inc(call.invalid_rows)
-        trace_id = ""
+        if self._tracer is None and self._access_log is None:
+            return
+        origin, trace_id = call.origin(code), ""
         if self._tracer is not None:
-            trace_id = self._tracer.record(call, call.origin(code), code, message, seconds)
+            trace_id = self._tracer.record(call, origin, code, message, seconds)
         if self._access_log is not None:
-            self._access_log.info(_access_line(call, code, message, seconds, trace_id))
+            self._access_log.info(_access_line(call, origin, code, message, seconds, trace_id))
 
     def is_busy(self) -> bool:
         """Whether a request is under way."""
@@ -429,12 +424,14 @@ def _access_logger() -> logging.Logger:
     return logger
 
 
-def _access_line(call: Call, code: Code, message: str, seconds: float, trace_id: str) -> str:
+def _access_line(
+    call: Call, origin: Origin, code: Code, message: str, seconds: float, trace_id: str
+) -> str:
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "api": call.api,
         "entrypoint": call.entrypoint,
-        "peer": call.peer,
+        "peer": origin.attributes["network.peer.address"],
         "model": call.model_name,
         "version": call.version,
         "signature": call.signature_name,

@@ -182,7 +182,7 @@ class RestApi:
 
     def _measure(self, environ: Mapping[str, Any], api: str, answer: Callable[[Call], bytes]) -> _Response:
         origin = partial(_origin, environ, api)
-        call = self._metrics.begin(api, "REST", origin, peer=environ.get("REMOTE_ADDR", ""))
+        call = self._metrics.begin(api, "REST", origin)
         code, message = Code.INTERNAL, ""
         try:
             response = _Response(answer(call))

@@ -143,7 +143,10 @@ def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
         proto.CopyFrom(to_proto(array))
         return
     proto.dtype = number.data_type
-    proto.tensor_shape.CopyFrom(_shape_to_proto(array.shape))
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if not array.shape:
+        proto.tensor_shape.SetInParent()
     field = getattr(proto, number.field)
     flat = array.ravel()
     # In parts: a list of Python numbers takes nine times the memory of the array.
