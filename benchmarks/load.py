@@ -10,6 +10,7 @@ time that one waits for a free caller counts. Prints JSON: answers a second, and
 """
 
 import argparse
+import base64
 import http.client
 import itertools
 import json
@@ -54,11 +55,15 @@ def open_grpc(target: str, path: str) -> Send:
     return channel.unary_unary(path)
 
 
-def open_http(target: str, path: str) -> Send:
+def to_json(content: bytes) -> bytes:
+    return json.dumps({"image": base64.b64encode(content).decode()}).encode()
+
+
+def open_http(target: str, path: str, content_type: str) -> Send:
     connection = http.client.HTTPConnection(target)
 
     def send(content: bytes) -> bytes:
-        connection.request("POST", path, content, {"Content-Type": "image/jpeg"})
+        connection.request("POST", path, content, {"Content-Type": content_type})
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
@@ -148,7 +153,7 @@ def _summary(taken_s: list[float], seconds: float) -> dict:
 def main() -> None:
     """Ask, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("kind", choices=["predict", "grpc", "http"], help="how to ask")
+    parser.add_argument("kind", choices=["predict", "grpc", "http", "json"], help="how to ask")
     parser.add_argument("target", help="host:port")
     parser.add_argument("--images", type=Path, nargs="*", default=[])
     parser.add_argument("--path", default=PREDICT.path, help="the method's or the page's")
@@ -160,10 +165,14 @@ def main() -> None:
     contents = [image.read_bytes() for image in arguments.images] or [b""]
     if arguments.kind == "predict":
         contents = list(map(predict_with(arguments.model), contents))
-    opener = open_http if arguments.kind == "http" else open_grpc
+    elif arguments.kind == "json":
+        contents = list(map(to_json, contents))
+    content_type = {"http": "image/jpeg", "json": "application/json"}.get(arguments.kind)
 
     def connect() -> Send:
-        return opener(arguments.target, arguments.path)
+        if content_type is not None:
+            return open_http(arguments.target, arguments.path, content_type)
+        return open_grpc(arguments.target, arguments.path)
 
     if arguments.rate is None:
         result = closed_loop(connect, contents, arguments.callers, arguments.seconds)

@@ -57,16 +57,18 @@ def serve_grpc(path: Path, port: int) -> None:
 
 
 def serve_fastapi(path: Path, port: int) -> None:
-    """FastAPI on uvicorn; the endpoint is a plain function, which runs in FastAPI's threads."""
+    """FastAPI on uvicorn; the model runs in Starlette's threads, so that the loop stays free."""
     import fastapi
     import uvicorn
+    from starlette.concurrency import run_in_threadpool
 
     app = fastapi.FastAPI()
     classify = open_signature(path)
 
     @app.post(HTTP_PATH)
-    def predict(content: bytes = fastapi.Body(media_type="image/jpeg")) -> tuple[str, float]:
-        return classify([content])[0]
+    async def predict(request: fastapi.Request) -> tuple[str, float]:
+        ((label, score),) = await run_in_threadpool(classify, [await request.body()])
+        return label, score
 
     _say_ready_once_open(port)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -48,6 +48,12 @@ MODEL = "bench"
 CALLERS = (8, 32)
 FLAGS = ("--grpc_max_threads=64", "--max_num_load_retries=0", "--file_system_poll_wait_seconds=0")
 HERE = Path(__file__).parent
+_HOW_TO_ASK = {
+    "grpc": ("grpc", GRPC_METHOD),
+    "fastapi": ("http", HTTP_PATH),
+    "litserve": ("json", HTTP_PATH),
+    "echo": ("predict", PREDICT.path),
+}
 
 Way = Callable[[int, float], float]
 """Way(callers, seconds) gives images a second."""
@@ -191,9 +197,7 @@ def _peer(name: str, version: Path) -> Iterator[Served]:
     port = next((line.split()[1] for line in process.stdout if line.startswith("ready ")), None)
     if port is None:
         raise SystemExit(f"the peer {name} ended with status {process.wait()} before it was ready")
-    kind, path = {"grpc": ("grpc", GRPC_METHOD), "echo": ("predict", PREDICT.path)}.get(
-        name, ("http", HTTP_PATH)
-    )
+    kind, path = _HOW_TO_ASK[name]
     try:
         yield from _stopped(Served(kind, f"127.0.0.1:{port}", path, process.pid, is_group=True))
     finally:
