@@ -30,7 +30,8 @@ _TOLERANCE = 1e-4
 def serving_check(model_base_path: Path, model_name: str) -> "ServingCheck":
     """Serve the one version below `model_base_path` and compare its answers with its golden images'.
 
-    The server is TensorFlow Serving where tensorflow_model_server is on the PATH, else the embedded one.
+    The server is TensorFlow Serving where tensorflow_model_server is on the PATH, else the embedded one, with
+    the engine that both have.
     Raises VerificationError if it does not start or answers differently.
     """
     from graftserve.export import VerificationError
@@ -60,7 +61,7 @@ def serving_check(model_base_path: Path, model_name: str) -> "ServingCheck":
 
 @contextmanager
 def _embedded_server(model_base_path: Path, model_name: str) -> Iterator[str]:
-    flags = "--max_num_load_retries=0", "--file_system_poll_wait_seconds=0"
+    flags = "--engine=tensorflow", "--max_num_load_retries=0", "--file_system_poll_wait_seconds=0"
     with ServerProcess(model_name, model_base_path, *flags) as server:
         yield server.addresses()["gRPC"]
 

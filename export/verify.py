@@ -28,6 +28,7 @@ from graftserve.client.wire.contract import (
 from graftserve.training.preprocess import decode_images
 
 from .contract import WARMUP, Contract, example_of, read_contract
+from .decode_graph import check_decode_graph
 from .errors import VerificationError
 from .goldens import EXTRA, read_goldens
 from .manifest import check_manifest
@@ -142,7 +143,8 @@ def verify_version(folder: Path) -> Check:
 def verify_model(
     folder: Path, features: npt.NDArray[np.float32] | None = None, *, time_it: bool = False
 ) -> Check:
-    """Run every signature on the goldens among broken images, one by one, and on none; and network.tflite.
+    """Run every signature on the goldens among broken images, one by one, and on none; network.tflite and
+    decode.pb, too.
 
     features: float32 [N, D], what the original model gives for the goldens, where that is at hand.
     time_it: measure the latency, too.
@@ -164,6 +166,7 @@ def verify_model(
         PIXELS: (pixels, pixels[:0]),
         CLASSIFY: ([example_of(image) for image in images], [*map(example_of, broken), b"not an Example"]),
     }
+    check_decode_graph(folder, images, pixels)
     lite_difference = _check_network_file(folder, pixels, probabilities)
     warmup_records = _check_warmup(folder, contract)
     latency_ms = None

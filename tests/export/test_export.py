@@ -176,11 +176,12 @@ def test_all_signatures_agree_on_the_same_images(signatures, goldens, trained) -
         kind(by_example[name], by_bytes[name])
 
 
-def test_an_example_without_an_image_leaves_its_neighbours_exact(signatures, goldens) -> None:
+def test_an_example_without_an_image_leaves_its_neighbours_alone(signatures, goldens) -> None:
     image = example_of(goldens[0][0])
     empty = tf.train.Example().SerializeToString()
     answers = signatures.run(CLASSIFY, [image, b"no Example", empty, image])
-    np.testing.assert_array_equal(answers["scores"][0], answers["scores"][3])
+    # Not to the last bit: kernels may treat the rows at the end of a batch differently.
+    np.testing.assert_allclose(answers["scores"][0], answers["scores"][3], rtol=1e-4, atol=1e-7)
     assert answers["scores"][0].any()
     assert not answers["scores"][1:3].any()
     assert set(answers["classes"][1:3].ravel()) == {b""}
