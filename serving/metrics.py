@@ -424,9 +424,7 @@ def _access_logger() -> logging.Logger:
     return logger
 
 
-def _access_line(
-    call: Call, origin: Origin, code: Code, message: str, seconds: float, trace_id: str
-) -> str:
+def _access_line(call: Call, origin: Origin, code: Code, message: str, seconds: float, trace_id: str) -> str:
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "api": call.api,
