@@ -123,7 +123,11 @@ class ModelEngine:
         code, count = Code.UNKNOWN, 0
         try:
             iterations = max(1, self._options.num_request_iterations_for_warmup)
-            count = warm_up(servable, read_records(file), iterations, is_busy=self._metrics.is_busy)
+            count = warm_up(
+                *(servable, read_records(file), iterations),
+                is_busy=self._metrics.is_busy,
+                every_size=servable.engine != "litert",
+            )
             code = Code.OK
         except ServingError as exc:
             code = exc.code

@@ -30,16 +30,20 @@ def warm_up(
     iterations: int = 1,
     *,
     is_busy: Callable[[], bool] = lambda: False,
+    every_size: bool = True,
 ) -> int:
     """Run each record's request `iterations` times, one after another; returns how many records there were.
 
     records: serialized PredictionLog messages.
     is_busy: whether others need the processors. Each request is then followed by a pause as long as it took:
         engines run it on as many threads as they run the others' on, and would take half of everything.
+    every_size: run all of them; otherwise, of Predict requests for the same outputs of a signature, only the
+        first: for an engine that prepares nothing for a batch size.
     Raises ServingError if a record is not one, holds no request that can be replayed, or is the 1,001st, and
     what the requests raise.
     """
     count = 0
+    seen: set[tuple[str, ...]] = set()
     for record in records:
         count += 1
         if count > MAX_WARMUP_RECORDS:
@@ -47,6 +51,12 @@ def warm_up(
                 Code.INVALID_ARGUMENT, f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS})"
             )
         log = _parse(record, count)
+        if not every_size and log.HasField("predict_log"):
+            request = log.predict_log.request
+            kind = (request.model_spec.signature_name, *request.output_filter)
+            if kind in seen:
+                continue
+            seen.add(kind)
         for _ in range(iterations):
             began_s = time.monotonic()
             _run(servable, log, count)
