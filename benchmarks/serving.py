@@ -42,7 +42,6 @@ from graftserve.client.wire.methods import PREDICT
 from graftserve.export import export_run
 from graftserve.export.verify import open_signatures
 from graftserve.training import Recipe, train
-from graftserve.training.preprocess import Preprocess, image_decoder
 
 MODEL = "bench"
 CALLERS = (8, 32)
@@ -105,6 +104,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     rounds, seconds = arguments.rounds, arguments.seconds
+    # A Session's own number of threads counts then. Source: tensorflow/core/common_runtime/local_device.cc.
+    os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         version = arguments.version or _export(Path(folder))
@@ -247,17 +248,21 @@ def _bare(call: Callable[[int], object]) -> Way:
 def _bare_litert(
     version: Path, contents: Sequence[bytes], workers: int | None = None, threads: int = 1
 ) -> Way:
-    """Decoding as training does it, and an interpreter for each worker; None: a worker for each CPU."""
-    contract = json.loads((version / "assets.extra" / "contract.json").read_text())
-    decode = image_decoder(Preprocess.from_dict(contract["preprocess"]))
-    images = list(map(tf.constant, contents))
+    """decode.pb on one thread, and an interpreter for each worker; None: a worker for each CPU."""
+    graph = tf.Graph()
+    with graph.as_default():
+        decoding = (version / "assets.extra" / "decode.pb").read_bytes()
+        tf.graph_util.import_graph_def(tf.compat.v1.GraphDef.FromString(decoding), name="")
+    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1)
+    session = tf.compat.v1.Session(graph=graph, config=config)
+    decode = session.make_callable("pixels:0", ["image_bytes:0"])
     local = threading.local()
 
     def call(row: int) -> object:
         if not hasattr(local, "run"):
             interpreter = Interpreter(str(version / "assets.extra" / "network.tflite"), num_threads=threads)
             local.run = interpreter.get_signature_runner(SERVING_DEFAULT)
-        return local.run(pixels=decode(images[row % len(images)]).numpy()[None])
+        return local.run(pixels=decode(contents[row % len(contents)])[None])
 
     measure = _bare(call)
     return lambda callers, seconds: measure(workers or len(os.sched_getaffinity(0)), seconds)
