@@ -32,7 +32,7 @@ from graftserve.client.wire import SignatureDefMap
 
 from .batch_scheduler import BatchScheduler
 from .batching_options import BatchingOptions
-from .errors import Code, ServingError
+from .errors import Code, ServingError, timed_out
 from .metrics import Metrics
 from .servable import Array, Servable, Signature
 
@@ -92,7 +92,7 @@ class BatchingServable:
         wait_s = None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         if not request.answered.wait(wait_s):
             self._batcher.drop(kind, lambda task: task.request is request)
-            request.fail(_timed_out())
+            request.fail(timed_out())
         return request.answer()
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class BatchingServable:
         now_s = time.monotonic()
         for task in tasks:
             if task.request.deadline_s <= now_s:
-                task.request.fail(_timed_out())
+                task.request.fail(timed_out())
         tasks = [task for task in tasks if task.request.deadline_s > now_s]
         if not tasks:
             return
@@ -284,7 +284,3 @@ def _shapes(inputs: Mapping[str, Array], padding: bool) -> Sequence[Hashable]:
         # What is empty has no value to be padded with.
         return [(array.dtype, array.ndim, array.size == 0) for array in inputs.values()]
     return [(array.dtype, array.shape[1:]) for array in inputs.values()]
-
-
-def _timed_out() -> ServingError:
-    return ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")

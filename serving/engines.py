@@ -17,7 +17,7 @@ from .batching import BatchingServable
 from .batching_options import VERSION_FILE, BatchingOptions, read_batching
 from .errors import Code, ServingError
 from .flags import Options
-from .litert import LiteRtServable, can_load
+from .litert import CONTRACT_FILE, LiteRtServable, can_load
 from .loader import TensorFlowEngine, has_gpu, read_records, session_config
 from .metrics import Metrics
 from .servable import Servable, ServableId
@@ -26,8 +26,6 @@ from .warmup import WARMUP_FILE, warm_up
 __all__ = ["ModelEngine"]
 
 _log = logging.getLogger(__name__)
-
-_CONTRACT = "assets.extra/contract.json"
 
 
 class ModelEngine:
@@ -139,7 +137,7 @@ class ModelEngine:
 def _gathers_itself(path: Path) -> bool:
     """Whether `graftserve export` put batching into the version's graph."""
     try:
-        document = json.loads((path / _CONTRACT).read_bytes())
+        document = json.loads((path / CONTRACT_FILE).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and document.get("batching") is not None

@@ -6,7 +6,7 @@ Codes are the canonical ones of google/rpc/code.proto, the same numbers on every
 
 import enum
 
-__all__ = ["Code", "ServingError"]
+__all__ = ["Code", "ServingError", "timed_out"]
 
 
 class Code(enum.IntEnum):
@@ -45,3 +45,8 @@ class ServingError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"
+
+
+def timed_out() -> ServingError:
+    """For a request whose time was up while it waited for others; in the words of TensorFlow's Session."""
+    return ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")

@@ -11,7 +11,6 @@ known here, and everything once LiteRT has failed, is answered by a fallback: th
 import hashlib
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -38,19 +37,22 @@ from graftserve.client.wire.contract import (
 )
 
 from .cancellation import on_cancel
-from .errors import Code, ServingError
+from .errors import Code, ServingError, timed_out
+from .flags import schedulable_cpus
 from .loader import signature_def_map_of, signatures_of
 from .memory import release
 from .servable import Array, Servable, Signature
 
-__all__ = ["TOLERANCE", "LiteRtServable", "can_load"]
+__all__ = ["CONTRACT_FILE", "TOLERANCE", "LiteRtServable", "can_load"]
 
 _log = logging.getLogger(__name__)
+
+CONTRACT_FILE = "assets.extra/contract.json"
+"""Where an exported version says what it promises."""
 
 TOLERANCE = 1e-4
 """How far a probability of a golden image may be from the original model's."""
 
-_CONTRACT = "assets.extra/contract.json"
 _DECODE = "assets.extra/decode.pb"
 _GOLDENS = "assets.extra/goldens"
 _LABELS = "assets/labels.txt"
@@ -58,7 +60,7 @@ _MANIFEST = "assets.extra/manifest.sha256"
 _NETWORK = "assets.extra/network.tflite"
 _SAVED_MODEL = "saved_model.pb"
 _GOLDENS_FILE = f"{_GOLDENS}/goldens.json"
-_FILES = (_CONTRACT, _DECODE, _GOLDENS_FILE, _LABELS, _MANIFEST, _NETWORK, _SAVED_MODEL)
+_FILES = (CONTRACT_FILE, _DECODE, _GOLDENS_FILE, _LABELS, _MANIFEST, _NETWORK, _SAVED_MODEL)
 
 _CONTRACT_FORMAT = 2
 _TAG = "serve"
@@ -140,7 +142,7 @@ class LiteRtServable:
         contract = _read_contract(files)
         images, expected = _read_goldens(files, contract)
         model = files.read(_NETWORK)
-        networks = [_Network(model, contract) for _ in range(workers or _schedulable_cpus())]
+        networks = [_Network(model, contract) for _ in range(workers or schedulable_cpus())]
         decoder = _Decoder(files.read(_DECODE), session_config)
         servable = cls(
             path, contract, networks, decoder, _ImageQueue(max_queued_images), _Fallback(fallback), on_image
@@ -207,7 +209,7 @@ class LiteRtServable:
                     raise error
         except queue.Empty:
             self._images.drop(call)
-            raise _timed_out() from None
+            raise timed_out() from None
         except BaseException:
             self._images.drop(call)
             raise
@@ -475,7 +477,7 @@ class _Fallback:
         servable = self._servable or self._loaded(deadline_s)
         timeout_s = _remaining_s(deadline_s)
         if timeout_s == 0:
-            raise _timed_out()
+            raise timed_out()
         return servable.run(signature, inputs, outputs, timeout_s)
 
     def close(self) -> None:
@@ -486,7 +488,7 @@ class _Fallback:
     def _loaded(self, deadline_s: float | None) -> Servable:
         timeout_s = _remaining_s(deadline_s)
         if not self._loading.acquire(timeout=-1 if timeout_s is None else timeout_s):
-            raise _timed_out()
+            raise timed_out()
         try:
             if self._servable is None:
                 self._servable = self._load()
@@ -521,8 +523,8 @@ class _Files:
 
 
 def _read_contract(files: _Files) -> _Contract:
-    with _damage_in(files, _CONTRACT):
-        document = json.loads(files.read(_CONTRACT))
+    with _damage_in(files, CONTRACT_FILE):
+        document = json.loads(files.read(CONTRACT_FILE))
         if document["format"] != _CONTRACT_FORMAT:
             raise ValueError(f"format {_CONTRACT_FORMAT} expected, got {document['format']}")
         outputs = {
@@ -582,10 +584,6 @@ def _remaining_s(deadline_s: float | None) -> float | None:
     return min(max(0.0, deadline_s - time.monotonic()), threading.TIMEOUT_MAX)
 
 
-def _timed_out() -> ServingError:
-    return ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
-
-
 def _gone() -> ServingError:
     return ServingError(Code.CANCELLED, "The client has gone")
 
@@ -606,9 +604,3 @@ def _one_line(error: Exception) -> str:
 def _type_name(data_type: int) -> str:
     """As TensorFlow's messages have it."""
     return DataType.Name(data_type).removeprefix("DT_").lower()
-
-
-def _schedulable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
