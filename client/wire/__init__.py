@@ -4,8 +4,9 @@ The `.proto` files here are ours; field numbers, enum values and RPC paths are T
 so the bytes on the wire are the same. They live in our own proto package (`graftserve.wire`): a process
 may import TensorFlow or tensorflow-serving-api beside them without a clash in the descriptor pool.
 
-`*_pb2.py` and `*_pb2.pyi` are generated: change a `.proto` file, then run `make wire`
-(`scripts/generate-wire`, with the grpcio-tools release pinned in pyproject.toml).
+`messages.binpb` (the descriptors, see `descriptors`) and the stubs `*_pb2.pyi` are generated: change a
+`.proto` file, then run `make wire` (`scripts/generate-wire`, with the grpcio-tools release pinned in
+pyproject.toml). Any protobuf runtime from 5.26 on reads them.
 
 `methods` holds the RPCs, `tensors` turns NumPy arrays into TensorProto and back.
 """

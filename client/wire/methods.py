@@ -6,9 +6,9 @@ Source of the names: tensorflow_serving/apis/{prediction_service,model_service}.
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError, Message
 
+from .descriptors import AnyMessage
 from .inference_pb2 import (
     ClassificationRequest,
     ClassificationResponse,
@@ -105,13 +105,15 @@ SIGNATURE_DEF_MAP_TYPE_URL: Final = "type.googleapis.com/tensorflow.serving.Sign
 """The Any's type: TensorFlow Serving's name of the message, not that of our package."""
 
 
-def pack_signature_def_map(signatures: SignatureDefMap) -> Any:
+def pack_signature_def_map(signatures: SignatureDefMap) -> AnyMessage:
     """Wrap as GetModelMetadataResponse holds it under `signature_def`."""
-    # Not Any.Pack: that would write our own package's name.
-    return Any(type_url=SIGNATURE_DEF_MAP_TYPE_URL, value=signatures.SerializeToString(deterministic=True))
+    # Not AnyMessage.Pack: that would write our own package's name.
+    return AnyMessage(
+        type_url=SIGNATURE_DEF_MAP_TYPE_URL, value=signatures.SerializeToString(deterministic=True)
+    )
 
 
-def unpack_signature_def_map(packed: Any) -> SignatureDefMap:
+def unpack_signature_def_map(packed: AnyMessage) -> SignatureDefMap:
     """Unwrap what `pack_signature_def_map` or TensorFlow Serving packed.
 
     Raises ValueError if it is another type or does not parse.
