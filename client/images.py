@@ -5,12 +5,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from .errors import InvalidImageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL import Image
 
 __all__ = ["ImageInput", "Readable", "encode_image"]
@@ -63,7 +62,7 @@ def encode_image(image: ImageInput) -> bytes:
     if hasattr(image, "read"):
         return _read_file(image)
     if hasattr(image, "__array__"):
-        return _encode_array(np.asarray(image))
+        return _encode_array(image)
     raise InvalidImageError(
         "expected an image as bytes, a path, a binary file, a PIL image or a uint8 array, "
         f"got {type(image).__name__}"
@@ -125,7 +124,11 @@ def _encode_pil(image: "Image.Image") -> bytes:
     return buffer.getvalue()
 
 
-def _encode_array(array: npt.NDArray[Any]) -> bytes:
+def _encode_array(image: "npt.ArrayLike") -> bytes:
+    # Whoever holds an array has imported NumPy, as a rule; nobody else needs to.
+    import numpy as np
+
+    array = np.asarray(image)
     grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
         raise InvalidImageError(

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "ModelMetadata",
@@ -34,7 +35,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, eq=False)
-class PredictResult(Mapping[str, npt.NDArray[Any]]):
+class PredictResult(Mapping[str, "npt.NDArray[Any]"]):
     """The outputs of one Predict by name, and the version that gave them.
 
     outputs: arrays of the model's dtypes; strings are object arrays of bytes. Arrays of numbers may be
@@ -42,10 +43,10 @@ class PredictResult(Mapping[str, npt.NDArray[Any]]):
     version: the model version that answered.
     """
 
-    outputs: Mapping[str, npt.NDArray[Any]]
+    outputs: Mapping[str, "npt.NDArray[Any]"]
     version: int
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+    def __getitem__(self, name: str) -> "npt.NDArray[Any]":
         return self.outputs[name]
 
     def __iter__(self) -> Iterator[str]:
