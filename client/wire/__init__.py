@@ -8,7 +8,8 @@ may import TensorFlow or tensorflow-serving-api beside them without a clash in t
 `.proto` file, then run `make wire` (`scripts/generate-wire`, with the grpcio-tools release pinned in
 pyproject.toml). Any protobuf runtime from 5.26 on reads them.
 
-`methods` holds the RPCs, `tensors` turns NumPy arrays into TensorProto and back.
+`methods` holds the RPCs, `tensors` turns NumPy arrays into TensorProto and back, `values` does so with lists
+and without NumPy, and `encoding` makes a request's bytes with one copy of what is large.
 """
 
 from .inference_pb2 import (

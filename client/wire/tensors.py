@@ -19,31 +19,27 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .tensor_pb2 import DataType, TensorProto, TensorShapeProto
+from .encoding import MAX_MESSAGE_BYTES, Parts, content_parts, string_parts
+from .packed import read_packed, write_packed
+from .tensor_pb2 import DataType, TensorProto
+from .values import DEFAULT_MAX_FILL_BYTES, TensorError, check_count, dtype_name, shape_of, strings
 
 __all__ = [
     "DEFAULT_MAX_FILL_BYTES",
     "TensorError",
     "Value",
     "dtype_name",
+    "tensor_parts",
     "to_array",
     "to_proto",
+    "write_tensor",
     "write_typed",
 ]
 
 Value = npt.ArrayLike
 """What `to_proto` takes: an array, a number, bytes, str, or (nested) lists of those."""
 
-DEFAULT_MAX_FILL_BYTES: Final = 64 * 2**20
-"""The largest array that `to_array` fills by repeating a value, in bytes."""
-
-
 _PART: Final = 2**16  # values
-_STRING_BYTES: Final = 24  # of TensorFlow's tstring, beside its content
-
-
-class TensorError(ValueError):
-    """A tensor that cannot be encoded, or a TensorProto whose parts contradict each other."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +81,23 @@ _BY_KIND_AND_SIZE: Final = {(number.stored.kind, number.stored.itemsize): number
 # Their typed fields hold the values' bits or halves.
 _WITHOUT_PLAIN_FIELD: Final = frozenset({DataType.DT_HALF, DataType.DT_COMPLEX64, DataType.DT_COMPLEX128})
 
+# On the wire their values stand side by side as in an array; those of the others are varints.
+_PACKED: Final = {
+    "float_val": np.dtype("<f4"),
+    "scomplex_val": np.dtype("<f4"),
+    "double_val": np.dtype("<f8"),
+    "dcomplex_val": np.dtype("<f8"),
+    "bool_val": np.dtype(np.bool_),
+}
 
-def dtype_name(data_type: int) -> str:
-    """The NumPy-like name of a DataType: "float32", "string", ...; the enum's own name if it has none."""
-    number = _BY_DATA_TYPE.get(data_type)
-    if number is not None:
-        return number.stored.name
-    if data_type == DataType.DT_STRING:
-        return "string"
-    if data_type == DataType.DT_BFLOAT16:
-        return "bfloat16"
-    return next((name for name, value in DataType.items() if value == data_type), f"DataType {data_type}")
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor taken apart; content: strings, or the bytes of numbers as in tensor_content."""
+
+    data_type: int
+    shape: tuple[int, ...]
+    content: Sequence[bytes] | memoryview
 
 
 def to_proto(value: Value) -> TensorProto:
@@ -105,30 +107,45 @@ def to_proto(value: Value) -> TensorProto:
     byte order and memory layout; strings as bytes, str (sent as UTF-8), object arrays of them,
     `S` and `U` arrays (NumPy itself has dropped trailing NULs from those: prefer object arrays).
     Lists of Python numbers get NumPy's dtype: int64 or float64.
-    Raises TensorError for any other dtype, mixed or ragged lists.
+    Raises TensorError for any other dtype, mixed or ragged lists, or more than 2 GiB.
     """
-    if isinstance(value, (bytes, str)):
-        return _strings_to_proto([value], ())
-    if isinstance(value, (list, tuple)):
-        if value and all(isinstance(item, bytes) for item in value):
-            return _strings_to_proto(value, (len(value),))  # a list of images needs no array
-        array = _list_to_array(value)
-    else:
-        array = np.asarray(value)
-    dtype = array.dtype
-    if dtype.kind in "OSU":
-        return _strings_to_proto(array.ravel().tolist(), array.shape)
-    if dtype.name == "bfloat16":
-        data_type, stored = DataType.DT_BFLOAT16, dtype
-    else:
-        number = _BY_KIND_AND_SIZE.get((dtype.kind, dtype.itemsize))
-        if number is None:
+    proto = TensorProto()
+    write_tensor(value, proto)
+    return proto
+
+
+def write_tensor(value: Value, proto: TensorProto) -> None:
+    """As `to_proto`, into an empty TensorProto such as the entry of a request's map, which saves a copy.
+
+    protobuf takes content as `bytes` only and keeps a copy of those. Where that is too much: `tensor_parts`
+    makes no copy at all.
+    """
+    tensor = _take_apart(value)
+    proto.dtype = tensor.data_type  # type: ignore[assignment]  # an int, as in every message
+    proto.tensor_shape.SetInParent()
+    for size in tensor.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if isinstance(tensor.content, memoryview):
+        if len(tensor.content) > MAX_MESSAGE_BYTES:
             raise TensorError(
-                f"expected numbers, bool, bytes or str, got an array of dtype {dtype}: convert it first"
+                f"expected a tensor of at most {MAX_MESSAGE_BYTES} bytes, which is protobuf's limit, got "
+                f"{len(tensor.content)}"
             )
-        data_type, stored = number.data_type, number.stored
-    content = array.astype(stored, copy=False).tobytes()
-    return TensorProto(dtype=data_type, tensor_shape=_shape_to_proto(array.shape), tensor_content=content)
+        proto.tensor_content = tensor.content.tobytes()
+    else:
+        proto.string_val.extend(tensor.content)
+
+
+def tensor_parts(value: Value) -> Parts:
+    """As `to_proto`, for `encoding.predict_request`; the only copy is the one into the request.
+
+    The parts are views of the array: serialize them before it changes. Another byte order or layout than
+    little-endian and row-major takes a copy more.
+    """
+    tensor = _take_apart(value)
+    if isinstance(tensor.content, memoryview):
+        return content_parts(tensor.data_type, tensor.shape, tensor.content)
+    return string_parts(tensor.content, tensor.shape)
 
 
 def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
@@ -140,13 +157,15 @@ def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
     """
     number = _BY_KIND_AND_SIZE.get((array.dtype.kind, array.dtype.itemsize))
     if number is None or number.data_type in _WITHOUT_PLAIN_FIELD:
-        proto.CopyFrom(to_proto(array))
+        write_tensor(array, proto)
         return
     proto.dtype = number.data_type
+    proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
-    if not array.shape:
-        proto.tensor_shape.SetInParent()
+    if number.field in _PACKED:
+        write_packed(number.field, _bytes_of(array, number.stored), proto)
+        return
     field = getattr(proto, number.field)
     flat = array.ravel()
     # In parts: a list of Python numbers takes nine times the memory of the array.
@@ -165,10 +184,13 @@ def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES
     Raises TensorError for an unknown dtype, an unknown or negative dimension, or content that does not
     have the shape's number of values.
     """
-    shape = _shape_of(proto)
-    count = math.prod(shape)
     if proto.dtype == DataType.DT_STRING:
-        return _strings_to_array(proto, shape, count, max_fill_bytes)
+        items, shape = strings(proto, max_fill_bytes=max_fill_bytes)
+        objects = np.empty(len(items), object)
+        objects[:] = items
+        return _reshape(objects, shape)
+    shape = shape_of(proto)
+    count = math.prod(shape)
     stored, field, field_dtype = _storage(proto.dtype)
     content = proto.tensor_content
     if content:
@@ -186,9 +208,9 @@ def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES
     if len(values) % parts:
         raise TensorError(f"expected pairs of real and imaginary parts in {field}, got {len(values)} values")
     given = len(values) // parts
-    _check_count(field, shape, count, given, count * stored.itemsize, max_fill_bytes)
+    check_count(field, shape, count, given, count * stored.itemsize, max_fill_bytes)
+    flat = _typed_values(proto, field, field_dtype)
     # The copies narrow int_val and half_val to the dtype's width, as TensorFlow does.
-    flat = np.array(values, field_dtype)
     if field == "half_val":
         flat = flat.astype("<u2").view(stored)
     elif parts == 2:
@@ -202,6 +224,47 @@ def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES
             filled[given:] = flat[-1]
         flat = filled
     return _reshape(flat, shape)
+
+
+def _take_apart(value: Value) -> _Tensor:
+    if isinstance(value, (bytes, str)):
+        return _strings([value], ())
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(item, bytes) for item in value):
+            return _strings(value, (len(value),))  # a list of images needs no array
+        array = _list_to_array(value)
+    else:
+        array = np.asarray(value)
+    dtype = array.dtype
+    if dtype.kind in "OSU":
+        return _strings(array.ravel().tolist(), array.shape)
+    if dtype.name == "bfloat16":
+        return _Tensor(DataType.DT_BFLOAT16, array.shape, _bytes_of(array, dtype.newbyteorder("<")))
+    number = _BY_KIND_AND_SIZE.get((dtype.kind, dtype.itemsize))
+    if number is None:
+        raise TensorError(
+            f"expected numbers, bool, bytes or str, got an array of dtype {dtype}: convert it first"
+        )
+    return _Tensor(number.data_type, array.shape, _bytes_of(array, number.stored))
+
+
+def _strings(values: Iterable[Any], shape: tuple[int, ...]) -> _Tensor:
+    items = [item if type(item) is bytes else _to_bytes(item) for item in values]
+    return _Tensor(DataType.DT_STRING, shape, items)
+
+
+def _bytes_of(array: npt.NDArray[Any], stored: np.dtype[Any]) -> memoryview:
+    """The array's own memory if it has that dtype and is row-major; else that of a copy."""
+    return np.asarray(array).astype(stored, order="C", copy=False).reshape(-1).view(np.uint8).data
+
+
+def _typed_values(proto: TensorProto, field: str, field_dtype: type[np.generic]) -> npt.NDArray[Any]:
+    if field in _PACKED:
+        packed = read_packed(field, proto)
+        if packed is not None:
+            return np.frombuffer(packed, _PACKED[field]).copy()
+    values = getattr(proto, field)
+    return np.fromiter(values, field_dtype, len(values))
 
 
 def _list_to_array(value: Sequence[Any]) -> npt.NDArray[Any]:
@@ -219,12 +282,6 @@ def _list_to_array(value: Sequence[Any]) -> npt.NDArray[Any]:
         raise TensorError(f"expected lists that form a rectangular array: {exc}") from exc
 
 
-def _strings_to_proto(values: Iterable[Any], shape: tuple[int, ...]) -> TensorProto:
-    proto = TensorProto(dtype=DataType.DT_STRING, tensor_shape=_shape_to_proto(shape))
-    proto.string_val.extend([item if type(item) is bytes else _to_bytes(item) for item in values])
-    return proto
-
-
 def _to_bytes(item: object) -> bytes:
     if isinstance(item, str):
         return item.encode()
@@ -234,19 +291,6 @@ def _to_bytes(item: object) -> bytes:
         f"expected bytes or str in an array of objects, got {type(item).__name__}: pass numbers as an array "
         "with a numeric dtype, and lists that are equally long"
     )
-
-
-def _shape_to_proto(shape: tuple[int, ...]) -> TensorShapeProto:
-    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shape])
-
-
-def _shape_of(proto: TensorProto) -> tuple[int, ...]:
-    if proto.tensor_shape.unknown_rank:
-        raise TensorError("expected a tensor with a shape, got one of unknown rank")
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    if any(size < 0 for size in shape):
-        raise TensorError(f"expected dimensions of zero or more, got shape {list(shape)}")
-    return shape
 
 
 def _storage(data_type: int) -> tuple[np.dtype[Any], str, type[np.generic]]:
@@ -262,69 +306,6 @@ def _storage(data_type: int) -> tuple[np.dtype[Any], str, type[np.generic]]:
             ) from exc
         return np.dtype(ml_dtypes.bfloat16), "half_val", np.int32
     raise TensorError(f"expected a tensor of numbers, bool or strings, got {dtype_name(data_type)}")
-
-
-def _check_count(
-    field: str, shape: tuple[int, ...], count: int, given: int, fill_bytes: int, max_fill_bytes: int
-) -> None:
-    if given > count:
-        raise TensorError(f"expected at most {count} values in {field} for shape {list(shape)}, got {given}")
-    if given < count and fill_bytes > max_fill_bytes:
-        raise TensorError(
-            f"expected {count} values in {field} for shape {list(shape)}, got {given}; repeating the last "
-            f"one would take {fill_bytes} bytes, more than the {max_fill_bytes} allowed"
-        )
-
-
-def _strings_to_array(
-    proto: TensorProto, shape: tuple[int, ...], count: int, max_fill_bytes: int
-) -> npt.NDArray[Any]:
-    if proto.tensor_content:
-        values = _unpack_strings(proto.tensor_content, count)
-    else:
-        values = list(proto.string_val)
-        given = len(values)
-        if given != count:
-            last = values[-1] if values else b""
-            fill_bytes = count * (_STRING_BYTES + len(last))
-            _check_count("string_val", shape, count, given, fill_bytes, max_fill_bytes)
-            values += [last] * (count - given)
-    flat = np.empty(count, object)
-    flat[:] = values
-    return _reshape(flat, shape)
-
-
-def _unpack_strings(content: bytes, count: int) -> list[bytes]:
-    """`count` varint lengths, then the bytes (tensorflow/core/platform, EncodeStringList)."""
-    # Every length takes a byte at least, so the loop below is bounded by the content.
-    if count > len(content):
-        raise TensorError(
-            f"expected the lengths of {count} strings in tensor_content, got {len(content)} bytes"
-        )
-    lengths: list[int] = []
-    position = 0
-    for _ in range(count):
-        length = shift = 0
-        while True:
-            if position >= len(content) or shift > 28:
-                raise TensorError("expected varint string lengths in tensor_content, got something else")
-            byte = content[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        lengths.append(length)
-    if position + sum(lengths) != len(content):
-        raise TensorError(
-            f"expected {position + sum(lengths)} bytes of tensor_content for {count} strings, "
-            f"got {len(content)}"
-        )
-    strings: list[bytes] = []
-    for length in lengths:
-        strings.append(content[position : position + length])
-        position += length
-    return strings
 
 
 def _reshape(flat: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
