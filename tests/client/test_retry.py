@@ -30,8 +30,11 @@ def test_waits(attempt, left_s, random, wait_s):
     assert retry_wait_s(POLICY, UNAVAILABLE, attempt, left_s, random) == pytest.approx(wait_s)
 
 
-@pytest.mark.parametrize("code", [*(code for code in grpc.StatusCode if code is not UNAVAILABLE), None])
-def test_nothing_but_unavailable_is_retried(code):
+LOST = {UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+@pytest.mark.parametrize("code", [*(code for code in grpc.StatusCode if code not in LOST), None])
+def test_nothing_but_what_got_lost_is_retried(code):
     assert retry_wait_s(POLICY, code, 1, 10, 0.5) is None
 
 
