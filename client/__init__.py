@@ -7,6 +7,7 @@ with Client("localhost:8500", "flowers") as client:
     print(client.classify("rose.jpg").label)
 """
 
+from .aio import AsyncClient
 from .client import Client
 from .errors import (
     AbortedError,
@@ -28,6 +29,7 @@ from .errors import (
     UnavailableError,
     UnimplementedError,
 )
+from .hooks import Hooks, RequestEnd, RequestStart
 from .images import ImageInput
 from .results import (
     ModelMetadata,
@@ -38,10 +40,13 @@ from .results import (
     VersionState,
     VersionStatus,
 )
+from .retry import RetryPolicy
+from .stats import Stats, TargetStats
 
 __all__ = [
     "AbortedError",
     "AccessError",
+    "AsyncClient",
     "CallCancelledError",
     "Client",
     "ClientError",
@@ -49,6 +54,7 @@ __all__ = [
     "DeadlineExceededError",
     "FailedPreconditionError",
     "GiveUpError",
+    "Hooks",
     "ImageInput",
     "InternalError",
     "InvalidArgumentError",
@@ -59,9 +65,14 @@ __all__ = [
     "OverloadedError",
     "PredictResult",
     "Prediction",
+    "RequestEnd",
     "RequestError",
+    "RequestStart",
     "RetryError",
+    "RetryPolicy",
     "Signature",
+    "Stats",
+    "TargetStats",
     "TensorSpec",
     "UnavailableError",
     "UnimplementedError",

@@ -1,126 +1,71 @@
-"""The client: calls to a model server from any number of threads."""
+"""The client for threads."""
 
+import math
+import queue
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 
-from .batching import split
-from .calls import Caller, checked_timeout_s
-from .errors import (
-    ClientError,
-    DeadlineExceededError,
-    FailedPreconditionError,
-    InvalidArgumentError,
-    InvalidImageError,
-    NotFoundError,
-    RetryError,
-)
-from .images import ImageInput, encode_image
-from .messages import Messages, version_line
-from .results import (
-    ModelMetadata,
-    Prediction,
-    PredictResult,
-    VersionState,
-    VersionStatus,
-)
-from .retry import RetryPolicy
-from .wire import (
-    PredictRequest,
-    PredictResponse,
-)
-from .wire.contract import (
-    CLASSIFY_OUTPUTS,
-    EMBED_OUTPUTS,
-    FEATURES,
-    SERVING_DEFAULT,
-)
-from .wire.methods import (
-    GET_MODEL_METADATA,
-    GET_MODEL_STATUS,
-    PREDICT,
-)
+from .base import POLL_S, POLL_TIMEOUT_S, BaseClient
+from .batching import Item, Lane
+from .bulk import Bulk
+from .channel import channel_options
+from .engine import Attempt, Work
+from .errors import ClientError, InvalidArgumentError, InvalidImageError, NotFoundError, RetryError
+from .hooks import RequestStart
+from .images import ImageInput
+from .lanes import ClassifyLane, EmbedLane
+from .results import ModelMetadata, Prediction, PredictResult, VersionStatus
+from .ticker import Ticker
+from .wire.contract import SERVING_DEFAULT
+from .wire.methods import METHODS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Client"]
 
-_POLL_S: Final = 0.1
-_POLL_TIMEOUT_S: Final = 2.0
 
+class Client(BaseClient):
+    __doc__ = f"""A client of one model, for any number of threads; a context manager.
 
-class Client:
-    """A client of one model on one server; a context manager, safe to use from many threads.
+    Calls from several threads share requests. {BaseClient.__doc__}"""
 
-    target: a gRPC address: "host:port", "dns:///name:port", "unix:/path".
-    model: the model's name.
-    version: always ask this version; by default the server chooses, the latest as a rule.
-    version_label: always ask the version with this label; excludes `version`.
-    timeout_s: the time for a call, where the call itself gives none.
-    max_batch_images, max_batch_bytes: the largest request that `classify_many` and `embed` send; a single
-        image above `max_batch_bytes` travels alone.
-    max_in_flight: how many requests one call of `classify_many` or `embed` keeps under way.
-    max_attempts: how often a request is sent while the server is UNAVAILABLE; 1 means never again.
-    credentials: grpc.ssl_channel_credentials() and the like; None means no encryption.
-    metadata: sent with every request, names in lower case.
-
-    Nothing is connected before the first call. Every `timeout_s` is the total for its call, waiting and
-    retries included. Every failure is a ClientError (see `errors`).
-    Raises ValueError for arguments out of range.
-    """
-
-    def __init__(
+    def _open(
         self,
-        target: str,
-        model: str,
-        *,
-        version: int | None = None,
-        version_label: str | None = None,
-        timeout_s: float = 60.0,
-        max_batch_images: int = 32,
-        max_batch_bytes: int = 16 * 2**20,
-        max_in_flight: int = 4,
-        max_attempts: int = 5,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Mapping[str, str | bytes] | None = None,
+        credentials: grpc.ChannelCredentials | None,
+        interceptors: Sequence[Any],
     ) -> None:
-        if not target:
-            raise ValueError("expected a target such as localhost:8500, got an empty one")
-        if not model:
-            raise ValueError("expected the model's name, got an empty one")
-        if version is not None and version_label is not None:
-            raise ValueError(f"expected version or version_label, got both: {version}, {version_label!r}")
-        for name, value in (
-            ("max_batch_images", max_batch_images),
-            ("max_batch_bytes", max_batch_bytes),
-            ("max_in_flight", max_in_flight),
-        ):
-            if value < 1:
-                raise ValueError(f"expected {name} of 1 or more, got {value}")
-        self._target = target
-        self._model = model
-        self._version = version
-        self._version_label = version_label
-        self._timeout_s = checked_timeout_s(timeout_s)
-        self._max_batch_images = max_batch_images
-        self._max_batch_bytes = max_batch_bytes
-        self._max_in_flight = max_in_flight
-        self._messages = Messages(target, model, version, version_label)
-        self._calls = Caller(
-            target,
-            model,
-            policy=replace(RetryPolicy(), max_attempts=max_attempts),
-            credentials=credentials,
-            metadata=metadata,
-        )
-
-    def __repr__(self) -> str:
-        return f"Client({self._target!r}, {self._model!r})"
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._ticker = Ticker(lambda: self._tell(self._engine.tick))
+        self._todo = threading.local()
+        self._channels: list[grpc.Channel] = []
+        self._stubs: list[dict[str, Any]] = []
+        for target in self._options.targets:
+            options = channel_options(self._options.health_check, self._options.channel_options)
+            if credentials is None:
+                channel = grpc.insecure_channel(target, options=options)
+            else:
+                channel = grpc.secure_channel(target, credentials, options=options)
+            self._channels.append(channel)
+            intercepted = grpc.intercept_channel(channel, *interceptors) if interceptors else channel
+            self._stubs.append(
+                {
+                    method.path: intercepted.unary_unary(
+                        method.path, response_deserializer=method.response.FromString
+                    )
+                    for method in METHODS
+                }
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -131,122 +76,146 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls under way end with ClosedError. A second time does nothing."""
-        self._calls.close()
+        """Close the connections; calls under way end with ClosedError. A second time does nothing."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._tell(self._engine.close)
+        self._ticker.stop()
+        for channel in self._channels:
+            channel.close()
 
-    def classify(self, image: ImageInput, *, timeout_s: float | None = None) -> Prediction:
+    def classify(
+        self,
+        image: ImageInput,
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+    ) -> Prediction:
         """The model's answer for one image (see `images.encode_image` for what counts as one).
 
+        metadata: sent with this call's request, which it shares only with calls that have the same.
         Raises InvalidImageError if the image cannot be read or decoded, ModelMismatchError if the model's
-        `serving_default` does not map `image_bytes` to `classes`, `scores` and `valid`.
+        `serving_default` does not map one string vector to `classes` and `scores`.
         """
         deadline = self._deadline(timeout_s)
-        request = self._messages.image_request(SERVING_DEFAULT, CLASSIFY_OUTPUTS, [encode_image(image)])
         try:
-            response = self._calls.call(PREDICT, request, deadline)
-        except (InvalidArgumentError, FailedPreconditionError) as exc:
-            self._explain_mismatch(exc, SERVING_DEFAULT, CLASSIFY_OUTPUTS, deadline)
+            content = self._encode(image)
+        except InvalidImageError as exc:
+            self._placed(exc)
             raise
-        row = self._messages.predictions(response, 1)[0]
-        if row is None:
-            raise self._messages.undecodable()
-        return row
+        prediction: Prediction = self._call(
+            "classify", self._classify_lane(metadata), content, deadline, size_bytes=len(content)
+        )
+        return prediction
 
     def classify_many(
-        self, images: Iterable[ImageInput], *, timeout_s: float | None = None
+        self,
+        images: Iterable[ImageInput],
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
     ) -> list[Prediction | InvalidImageError]:
         """The answers for many images, in their order; a bad image is an InvalidImageError in its place.
 
         Images are taken from the iterable as they are sent, so paths may outnumber what memory holds.
         Raises any other ClientError for the call as a whole; ModelMismatchError as `classify` does.
         """
-        results: list[Prediction | InvalidImageError | None] = []
+        lane = self._classify_lane(metadata)
+        with closing(self._results("classify_many", lane, images, timeout_s)) as results:
+            return self._in_order(results)
 
-        def bad(index: int, error: InvalidImageError) -> None:
-            results[index] = error
+    def stream(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+    ) -> Iterator[Prediction | InvalidImageError]:
+        """As `classify_many` for any number of images, in constant memory: answers as soon as it is their
+        turn.
 
-        rows = self._image_calls(
-            images, SERVING_DEFAULT, CLASSIFY_OUTPUTS, self._deadline(timeout_s), results, bad
-        )
-        with closing(rows):
-            for indexes, response in rows:
-                for index, row in zip(
-                    indexes, self._messages.predictions(response, len(indexes)), strict=True
-                ):
-                    results[index] = self._messages.undecodable(index) if row is None else row
-        return [result for result in results if result is not None]
+        Images are taken from the iterable in the caller's thread, a bounded number ahead of the answers.
+        timeout_s: the time of each image.
+        """
+        waiting: dict[int, Prediction | InvalidImageError] = {}
+        turn = 0
+        lane = self._classify_lane(metadata)
+        with closing(
+            self._results("stream", lane, images, timeout_s, for_each=True, held=waiting)
+        ) as results:
+            for index, result in results:
+                waiting[index] = result
+                while turn in waiting:
+                    yield waiting.pop(turn)
+                    turn += 1
+
+    def stream_as_completed(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+    ) -> Iterator[tuple[int, Prediction | InvalidImageError]]:
+        """As `stream`, but (index, answer) as answers come, in any order."""
+        lane = self._classify_lane(metadata)
+        with closing(self._results("stream", lane, images, timeout_s, for_each=True)) as results:
+            yield from results
 
     def embed(
-        self, images: Iterable[ImageInput], *, timeout_s: float | None = None
-    ) -> npt.NDArray[np.float32]:
+        self,
+        images: Iterable[ImageInput],
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+    ) -> "npt.NDArray[np.float32]":
         """The feature vectors of many images: float32 [N, D], in their order; [0, 0] for no images.
 
         Raises InvalidImageError naming every bad image (`indexes`), ModelMismatchError if the model has no
-        signature `features` from `image_bytes` to `features` and `valid`.
+        signature `features` from one string vector to `features`.
         """
-        results: list[npt.NDArray[np.float32] | None] = []
-        errors: dict[int, InvalidImageError] = {}
-        rows = self._image_calls(
-            images,
-            FEATURES,
-            EMBED_OUTPUTS,
-            self._deadline(timeout_s),
-            results,
-            errors.__setitem__,
-        )
-        with closing(rows):
-            for indexes, response in rows:
-                features, valid = self._messages.features(response, len(indexes))
-                for row, index in enumerate(indexes):
-                    if valid[row]:
-                        results[index] = features[row]
-                    else:
-                        errors[index] = self._messages.undecodable(index)
-        if errors:
-            bad = tuple(sorted(errors))
-            raise InvalidImageError(
-                f"expected images that can be read and decoded, got {len(bad)} bad of {len(results)}, "
-                f"counted from 0: {', '.join(map(str, bad[:20]))}{', ...' if len(bad) > 20 else ''}; "
-                f"the first: {errors[bad[0]]}",
-                target=self._target,
-                model=self._model,
-                indexes=bad,
-            ) from errors[bad[0]]
-        vectors = [vector for vector in results if vector is not None]
-        return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
+        with closing(self._results("embed", self._embed_lane(metadata), images, timeout_s)) as results:
+            return self._stacked(results)
 
     def predict(
         self,
-        inputs: Mapping[str, npt.ArrayLike],
+        inputs: "Mapping[str, npt.ArrayLike]",
         *,
         signature: str = SERVING_DEFAULT,
         outputs: Sequence[str] | None = None,
+        merge_rows: bool = False,
         timeout_s: float | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
     ) -> PredictResult:
         """Call any signature of any model: arrays in, arrays out, by name.
 
         inputs: in the dtypes that the signature has (`wire.tensors.to_proto` says what is taken; a list of
             Python numbers is int64 or float64).
         outputs: the names wanted; by default all.
+        merge_rows: the first axis of every input and output is the batch and its rows do not depend on
+            each other, so calls at the same time may share a request.
         Raises InvalidArgumentError for inputs that cannot be encoded or that the server refuses.
         """
         deadline = self._deadline(timeout_s)
-        request = self._messages.predict_request(inputs, signature, outputs)
-        return self._messages.predict_result(self._calls.call(PREDICT, request, deadline))
+        lane, content, rows, size_bytes = self._predict_lane(inputs, signature, outputs, metadata, merge_rows)
+        result: PredictResult = self._call(
+            "predict", lane, content, deadline, rows=rows, size_bytes=size_bytes
+        )
+        return result
 
     def status(self, *, timeout_s: float | None = None) -> tuple[VersionStatus, ...]:
         """Every version of the model that the server knows, latest first; only `version` where one is given.
 
         Raises NotFoundError if the server knows none.
         """
-        return self._status(self._deadline(timeout_s), retry=True)
+        return self._status(self._deadline(timeout_s), retries=True)
 
     def metadata(self, *, timeout_s: float | None = None) -> ModelMetadata:
         """The version that answers this client and its signatures.
 
         Raises NotFoundError if there is none.
         """
-        return self._read_metadata(self._deadline(timeout_s), retry=True)
+        return self._read_metadata(self._deadline(timeout_s), retries=True)
 
     def wait_until_ready(self, timeout_s: float = 30.0) -> int:
         """Wait until the model can answer, also while the server cannot be reached; returns the version.
@@ -255,93 +224,245 @@ class Client:
         AVAILABLE one.
         Raises DeadlineExceededError, saying what was seen last.
         """
-        deadline = time.monotonic() + checked_timeout_s(timeout_s)
+        deadline = self._deadline(timeout_s)
         while True:
-            poll_deadline = min(deadline, time.monotonic() + _POLL_TIMEOUT_S)
+            poll_deadline = min(deadline, time.monotonic() + POLL_TIMEOUT_S)
             cause: ClientError | None = None
             try:
-                versions = self._status(poll_deadline, retry=False)
-                available = [item.version for item in versions if item.state is VersionState.AVAILABLE]
-                if available and self._version_label is not None:
+                versions = self._status(poll_deadline, retries=False)
+                version = self._ready_version(versions)
+                if version is not None and self._options.version_label is not None:
                     # A label has no state of its own; metadata resolves it as Predict does.
-                    return self._read_metadata(poll_deadline, retry=False).version
-                if available:
-                    return max(available)
-                seen = "; ".join(version_line(item) for item in versions) or "no versions"
+                    return self._read_metadata(poll_deadline, retries=False).version
+                if version is not None:
+                    return version
+                seen = self._seen(versions)
             except (RetryError, NotFoundError, InvalidArgumentError) as exc:
                 # A server that starts may not know the model or its label yet.
                 cause, seen = exc, str(exc)
-            if time.monotonic() + _POLL_S >= deadline:
-                wanted = ""
-                if self._version is not None:
-                    wanted = f", version {self._version},"
-                elif self._version_label is not None:
-                    wanted = f", label {self._version_label!r},"
-                raise DeadlineExceededError(
-                    f"model {self._model!r}{wanted} at {self._target} was not ready within {timeout_s:g} s; "
-                    f"last seen: {seen}",
-                    code=cause.code if cause else None,
-                    target=self._target,
-                    model=self._model,
-                    details=cause.details if cause else seen,
-                ) from cause
-            self._calls.pause(_POLL_S)
+            if time.monotonic() + POLL_S >= deadline:
+                raise self._not_ready(timeout_s, seen, cause)
+            self._closed.wait(POLL_S)
 
-    def _image_calls(
+    def _status(self, deadline: float, *, retries: bool) -> tuple[VersionStatus, ...]:
+        result: tuple[VersionStatus, ...] = self._call(
+            "status", self._status_lane(retries=retries), None, deadline
+        )
+        return result
+
+    def _read_metadata(self, deadline: float, *, retries: bool) -> ModelMetadata:
+        result: ModelMetadata = self._call("metadata", self._metadata_lane(retries=retries), None, deadline)
+        return result
+
+    # One item, and many
+
+    def _call(
+        self, method: str, lane: Lane, content: Any, deadline: float, *, rows: int = 1, size_bytes: int = 0
+    ) -> Any:
+        """Wait for the result of one item; raises it if it is an error."""
+        self._check_process()
+        caller = self._hooks.call_started(method) if self._hooks else None
+        since = time.monotonic()
+        done = threading.Lock()
+        done.acquire()
+        item = Item(lane, content, rows, size_bytes, deadline, lambda _: done.release(), caller)
+        error: ClientError | None = None
+        try:
+            self._submit_alone(item)
+            if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                self._tell(partial(self._engine.expire, item))
+            if isinstance(item.result, ClientError):
+                error = item.result
+                raise error
+            return item.result
+        finally:
+            if not item.finished:
+                self._tell(partial(self._engine.leave, item))
+            if self._hooks:
+                self._hooks.call_ended(caller, method, time.monotonic() - since, error)
+
+    def _results(
         self,
+        method: str,
+        lane: ClassifyLane | EmbedLane,
         images: Iterable[ImageInput],
-        signature: str,
-        outputs: Sequence[str],
-        deadline: float,
-        results: list[Any],
-        bad: Callable[[int, InvalidImageError], None],
-    ) -> Generator[tuple[list[int], PredictResponse], None, None]:
-        """Yield (indexes, answer) as answers come; appends a None to `results` for every image taken."""
+        timeout_s: float | None,
+        *,
+        for_each: bool = False,
+        held: Mapping[int, Any] | None = None,
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Yield (index, result) as results come; a result is a value or an InvalidImageError.
+
+        held: results that the caller keeps back; they count as under way.
+        """
+        self._check_process()
         self._messages.check_images(images)
-
-        def encoded() -> Iterator[tuple[int, bytes]]:
-            for index, image in enumerate(images):
-                results.append(None)
-                try:
-                    content = encode_image(image)
-                except InvalidImageError as exc:
-                    exc.target, exc.model, exc.indexes = self._target, self._model, (index,)
-                    bad(index, exc)
-                else:
-                    yield index, content
-
-        def requests() -> Iterator[tuple[list[int], PredictRequest]]:
-            for batch in split(encoded(), self._max_batch_images, self._max_batch_bytes):
-                contents = [content for _, content in batch]
-                yield (
-                    [index for index, _ in batch],
-                    self._messages.image_request(signature, outputs, contents),
-                )
-
+        caller = self._hooks.call_started(method) if self._hooks else None
+        since = time.monotonic()
+        error: ClientError | None = None
+        done: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        bulk = self._bulk(lane, done.put, timeout_s, caller, for_each=for_each)
+        source: Iterator[tuple[int, ImageInput]] | None = enumerate(images)
         try:
-            yield from self._calls.call_many(PREDICT, requests(), deadline, max_in_flight=self._max_in_flight)
-        except (InvalidArgumentError, FailedPreconditionError) as exc:
-            self._explain_mismatch(exc, signature, outputs, deadline)
+            while source is not None or bulk.outstanding:
+                while source is not None and bulk.wants(self._engine.window(), len(held or ())):
+                    taken = next(source, None)
+                    if taken is None:
+                        source = None
+                        break
+                    try:
+                        bulk.add(taken[0], self._encode(taken[1]), time.monotonic())
+                    except InvalidImageError as exc:
+                        yield taken[0], self._placed(exc, taken[0])
+                    if bulk.ripe(self._options.max_batch_images, time.monotonic()):
+                        break
+                # Where others fill the queue, what is under way makes room first.
+                if not bulk.outstanding or self._engine.has_room(self._options.max_batch_images, 0):
+                    self._submit(bulk.chunk(time.monotonic()))
+                more = source is not None and bulk.wants(self._engine.window(), len(held or ()))
+                for item in self._back(bulk, done, wait=not more):
+                    index = bulk.back(item)
+                    if isinstance(item.result, ClientError) and not isinstance(
+                        item.result, InvalidImageError
+                    ):
+                        raise item.result
+                    yield index, item.result
+        except ClientError as exc:
+            error = exc
             raise
+        finally:
+            for item in bulk.unfinished():
+                self._tell(partial(self._engine.leave, item))
+            if self._hooks:
+                self._hooks.call_ended(caller, method, time.monotonic() - since, error)
 
-    def _explain_mismatch(
-        self, error: ClientError, signature: str, outputs: Sequence[str], deadline: float
-    ) -> None:
-        """Raise ModelMismatchError from `error` if the model's signatures say that it is one."""
+    def _back(self, bulk: Bulk, done: "queue.SimpleQueue[Item]", *, wait: bool) -> Iterator[Item]:
+        """What is finished by now; at least one item if `wait`."""
+        while bulk.outstanding:
+            oldest = bulk.oldest()
+            wait_s = max(0.0, oldest.deadline - time.monotonic()) if wait and oldest is not None else 0.0
+            try:
+                item = done.get(timeout=wait_s) if wait_s else done.get_nowait()
+            except queue.Empty:
+                if not wait or oldest is None:
+                    return
+                self._tell(partial(self._engine.expire, oldest))
+                continue
+            yield item
+            wait = False
+
+    # Driving the engine
+
+    def _submit(self, items: Sequence[Item]) -> None:
+        self._tell(partial(self._engine.submit, items))
+
+    def _submit_alone(self, item: Item) -> None:
+        """Submit one item, and wait in gRPC itself if a request with nothing else in it can go at once."""
+        stall_s: float | None = None
+        with self._lock:
+            now = time.monotonic()
+            work = self._engine.submit([item], now)
+            alone = len(work.sends) == 1 and work.sends[0].items == [item] and not work.finished
+            if alone and not self._options.retry.hedge:
+                attempt = work.sends.pop()
+                stall_s = self._engine.take_over(attempt, now)
+            wake_at = self._engine.wake_at(now)
+        self._wake(wake_at)
+        self._perform(work)
+        if stall_s is not None:
+            self._wait_in_grpc(attempt, stall_s)
+
+    def _tell(self, event: Callable[[float], Work]) -> None:
+        """Tell the engine what happened, and do what it says."""
+        with self._lock:
+            now = time.monotonic()
+            work = event(now)
+            wake_at = self._engine.wake_at(now)
+        self._wake(wake_at)
+        self._perform(work)
+
+    def _wake(self, at: float) -> None:
+        if at < math.inf:
+            self._ticker.by(at)
+
+    def _perform(self, work: Work) -> None:
+        # An attempt may end while it is being sent: then its work joins what this thread has to do.
+        todo: deque[Work] | None = getattr(self._todo, "works", None)
+        if todo is not None:
+            todo.append(work)
+            return
+        todo = self._todo.works = deque([work])
         try:
-            metadata = self._read_metadata(deadline, retry=False)
-        except ClientError:
-            return  # then the server's own words have to do
-        if mismatch := self._messages.mismatch(metadata, error, signature, outputs):
-            raise mismatch from error
+            while todo:
+                work = todo.popleft()
+                for item in work.finished:
+                    item.notify(item)
+                for attempt in work.cancels:
+                    if attempt.handle is not None:
+                        attempt.handle.cancel()
+                for attempt in work.sends:
+                    self._send(attempt)
+        finally:
+            del self._todo.works
 
-    def _status(self, deadline: float, *, retry: bool) -> tuple[VersionStatus, ...]:
-        request = self._messages.status_request()
-        return self._messages.versions(self._calls.call(GET_MODEL_STATUS, request, deadline, retry=retry))
+    def _send(self, attempt: Attempt) -> None:
+        start = self._request_start(attempt) if self._hooks else None
+        since = time.monotonic()
+        try:
+            request = attempt.lane.request([item.content for item in attempt.items])
+            future = self._stubs[attempt.target][attempt.lane.method.path].future(
+                request,
+                timeout=attempt.timeout_s,
+                metadata=self._request_metadata(attempt, start),
+                wait_for_ready=self._options.wait_for_ready or None,
+            )
+        except Exception as exc:
+            self._failed(attempt, start, since, exc)
+            return
+        attempt.handle = future
+        if attempt.over:
+            future.cancel()
+        future.add_done_callback(partial(self._ended, attempt, start, since))
 
-    def _read_metadata(self, deadline: float, *, retry: bool) -> ModelMetadata:
-        request = self._messages.metadata_request()
-        return self._messages.metadata(self._calls.call(GET_MODEL_METADATA, request, deadline, retry=retry))
+    def _ended(self, attempt: Attempt, start: RequestStart | None, since: float, future: Any) -> None:
+        try:
+            response = future.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as exc:
+            self._failed(attempt, start, since, exc if isinstance(exc, grpc.RpcError) else future)
+        else:
+            self._answered(attempt, start, since, response)
 
-    def _deadline(self, timeout_s: float | None) -> float:
-        return time.monotonic() + (self._timeout_s if timeout_s is None else checked_timeout_s(timeout_s))
+    def _wait_in_grpc(self, attempt: Attempt, stall_s: float) -> None:
+        """Send with the calling thread, which costs no other one."""
+        start = self._request_start(attempt) if self._hooks else None
+        since = time.monotonic()
+        try:
+            response = self._stubs[attempt.target][attempt.lane.method.path](
+                attempt.lane.request([item.content for item in attempt.items]),
+                timeout=min(attempt.timeout_s, stall_s),
+                metadata=self._request_metadata(attempt, start),
+                wait_for_ready=self._options.wait_for_ready or None,
+            )
+        except Exception as exc:
+            code = exc.code() if isinstance(exc, grpc.Call) else None
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED and stall_s < attempt.timeout_s:
+                self._request_ended(start, code.name, None, since)
+                self._tell(partial(self._engine.stalled, attempt))
+            else:
+                self._failed(attempt, start, since, exc)
+        else:
+            self._answered(attempt, start, since, response)
+
+    def _answered(self, attempt: Attempt, start: RequestStart | None, since: float, response: Any) -> None:
+        try:
+            results = attempt.lane.results(response, [item.content for item in attempt.items])
+        except Exception as exc:
+            self._failed(attempt, start, since, exc)
+            return
+        self._request_ended(start, "OK", response, since)
+        self._tell(partial(self._engine.answered, attempt, results))
+
+    def _failed(self, attempt: Attempt, start: RequestStart | None, since: float, cause: Any) -> None:
+        failure = self._failure(cause)
+        self._request_ended(start, failure.code.name if failure.code else "OK", None, since)
+        self._tell(partial(self._engine.failed, attempt, failure))

@@ -193,14 +193,21 @@ def error_class(code: grpc.StatusCode) -> type[ClientError]:
 
 
 def from_status(
-    code: grpc.StatusCode, details: str, *, target: str, model: str, attempts: int = 1
+    code: grpc.StatusCode,
+    details: str,
+    *,
+    target: str,
+    model: str,
+    attempts: int = 1,
+    kind: type[ClientError] | None = None,
 ) -> ClientError:
     """The error for a call that ended with `code`; raise it `from` the gRPC error to keep the cause.
 
     details: the server's (or gRPC's own) message.
     attempts: how often the call was sent.
+    kind: the class, where the status alone would say too little.
     """
-    cls = error_class(code)
+    cls = kind or error_class(code)
     message = f"{code.name} from {target}, model {model!r}"
     if attempts > 1:
         message += f", after {attempts} attempts"

@@ -4,13 +4,11 @@ Every way of calling shares it, so they cannot differ in what they send, accept 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import (
     ClientError,
+    FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     InvalidImageError,
@@ -27,6 +25,7 @@ from .results import (
 )
 from .wire import (
     Code,
+    DataType,
     GetModelMetadataRequest,
     GetModelMetadataResponse,
     GetModelStatusRequest,
@@ -38,11 +37,17 @@ from .wire import (
     SignatureDef,
     TensorInfo,
 )
-from .wire.contract import CLASSIFY_OUTPUTS, EMBED_OUTPUTS, IMAGE_BYTES
+from .wire.encoding import Parts, predict_request, string_parts
 from .wire.methods import SIGNATURE_DEF_FIELD, unpack_signature_def_map
-from .wire.tensors import TensorError, dtype_name, to_array, to_proto
+from .wire.values import TensorError, bools, dtype_name, floats, strings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Messages", "version_line"]
+
+_FLOAT_TYPES: Final = frozenset({DataType.DT_HALF, DataType.DT_FLOAT, DataType.DT_DOUBLE})
 
 
 class Messages:
@@ -57,48 +62,64 @@ class Messages:
         self._version = version
         self._version_label = version_label
 
-    # Requests
+    # Requests, serialized
 
     def image_request(
-        self, signature: str, outputs: Sequence[str], images: Sequence[bytes]
-    ) -> PredictRequest:
+        self, signature: str, input_name: str, outputs: Sequence[str], images: Sequence[bytes]
+    ) -> bytes:
         """A Predict for encoded images, asking for `outputs` only."""
-        request = PredictRequest(model_spec=self._spec(signature), output_filter=outputs)
-        request.inputs[IMAGE_BYTES].CopyFrom(to_proto(images))
-        return request
+        header = PredictRequest(model_spec=self._spec(signature), output_filter=outputs)
+        return self._predict_request(header, {input_name: string_parts(images)})
 
     def predict_request(
-        self, inputs: Mapping[str, npt.ArrayLike], signature: str, outputs: Sequence[str] | None
-    ) -> PredictRequest:
+        self, inputs: "Mapping[str, npt.ArrayLike]", signature: str, outputs: Sequence[str]
+    ) -> bytes:
         """A Predict for any model. Raises InvalidArgumentError for inputs that cannot be encoded."""
-        request = PredictRequest(model_spec=self._spec(signature), output_filter=outputs or ())
+        from .wire.tensors import tensor_parts
+
+        parts: dict[str, Parts] = {}
         for name, value in inputs.items():
             try:
-                request.inputs[name].CopyFrom(to_proto(value))
+                parts[name] = tensor_parts(value)
             except TensorError as exc:
-                raise InvalidArgumentError(
-                    f"input {name!r}: {exc}", target=self._target, model=self._model
-                ) from exc
-        return request
+                raise self._bad_input(name, exc) from exc
+        header = PredictRequest(model_spec=self._spec(signature), output_filter=outputs)
+        return self._predict_request(header, parts)
 
-    def status_request(self) -> GetModelStatusRequest:
+    def arrays(self, inputs: "Mapping[str, npt.ArrayLike]") -> "dict[str, npt.NDArray[Any]]":
+        """The inputs as arrays. Raises InvalidArgumentError for those that are none."""
+        from .wire.tensors import as_array
+
+        arrays = {}
+        for name, value in inputs.items():
+            try:
+                arrays[name] = as_array(value)
+            except TensorError as exc:
+                raise self._bad_input(name, exc) from exc
+        return arrays
+
+    def status_request(self) -> bytes:
         """Asks for the state of the version meant, or of all."""
         request = GetModelStatusRequest(model_spec=ModelSpec(name=self._model))
         if self._version is not None:
             request.model_spec.version.value = self._version
-        return request
+        return request.SerializeToString()
 
-    def metadata_request(self) -> GetModelMetadataRequest:
+    def metadata_request(self) -> bytes:
         """Asks for the signatures of the version that would answer."""
-        return GetModelMetadataRequest(model_spec=self._spec(), metadata_field=[SIGNATURE_DEF_FIELD])
+        request = GetModelMetadataRequest(model_spec=self._spec(), metadata_field=[SIGNATURE_DEF_FIELD])
+        return request.SerializeToString()
 
-    def check_images(self, images: Iterable[Any]) -> None:
+    def check_images(self, images: Any) -> None:
         """Raise InvalidArgumentError for what was meant as one image, which an iteration would take apart."""
-        if isinstance(images, (bytes, bytearray, memoryview, str)) or not isinstance(images, Iterable):
+        dims = len(getattr(images, "shape", ()))
+        if isinstance(images, (bytes, bytearray, memoryview, str)) or not (
+            isinstance(images, Iterable) or hasattr(images, "__aiter__")
+        ):
             got = f"one {type(images).__name__}"
-        elif isinstance(images, np.ndarray) and images.ndim < 3:
+        elif 0 < dims < 3:
             got = f"one array {list(images.shape)}"
-        elif isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 3):
+        elif dims == 3 and images.shape[2] in (1, 3):
             got = f"an array {list(images.shape)} that may be one image"
         else:
             return
@@ -110,42 +131,53 @@ class Messages:
 
     # Answers
 
-    def predictions(self, response: PredictResponse, count: int) -> list[Prediction | None]:
+    def predictions(
+        self, response: PredictResponse, count: int, outputs: Sequence[str]
+    ) -> list[Prediction | None]:
         """One per row; None where the image did not decode."""
-        classes, scores, valid = self._outputs(response, CLASSIFY_OUTPUTS, count)
-        if classes.ndim != 2 or classes.shape != scores.shape or not classes.shape[1]:
-            raise self._mismatch(
-                f"expected classes and scores of one shape [N, K], got {list(classes.shape)} and "
-                f"{list(scores.shape)}"
+        self._check_outputs(response, outputs, count)
+        classes, scores = response.outputs["classes"], response.outputs["scores"]
+        if classes.dtype != DataType.DT_STRING or scores.dtype not in _FLOAT_TYPES:
+            raise self.not_fitting(
+                f"expected classes of string and scores of float32, got {dtype_name(classes.dtype)} and "
+                f"{dtype_name(scores.dtype)}"
             )
-        if classes.dtype != object or scores.dtype.kind != "f":
-            raise self._mismatch(
-                f"expected classes of string and scores of float32, got {classes.dtype} and {scores.dtype}"
+        try:
+            labels, shape = strings(classes)
+            values, scores_shape = floats(scores)
+        except TensorError as exc:
+            raise self._unreadable("the answer", exc) from exc
+        if len(shape) != 2 or shape != scores_shape or not shape[1]:
+            raise self.not_fitting(
+                f"expected classes and scores of one shape [N, K], got {list(shape)} and {list(scores_shape)}"
             )
+        width = shape[1]
         version = response.model_spec.version.value
         predictions: list[Prediction | None] = []
-        rows = zip(classes.tolist(), scores.tolist(), valid.tolist(), strict=True)
-        for row_classes, row_scores, row_valid in rows:
-            if row_valid:
-                top = tuple(
-                    (label.decode("utf-8", "replace"), score)
-                    for label, score in zip(row_classes, row_scores, strict=True)
-                )
+        for row, valid in enumerate(self._valid(response, count, outputs)):
+            if valid:
+                begin, end = row * width, (row + 1) * width
+                names = [label.decode("utf-8", "replace") for label in labels[begin:end]]
+                top = tuple(zip(names, values[begin:end], strict=True))
                 predictions.append(Prediction(top[0][0], top[0][1], top, version))
             else:
                 predictions.append(None)
         return predictions
 
     def features(
-        self, response: PredictResponse, count: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Features float32 [count, D], and which rows of them are of images that decoded."""
-        features, valid = self._outputs(response, EMBED_OUTPUTS, count)
-        if features.ndim != 2 or features.dtype != np.float32:
-            raise self._mismatch(
+        self, response: PredictResponse, count: int, outputs: Sequence[str]
+    ) -> "list[npt.NDArray[np.float32] | None]":
+        """A vector float32 [D] per row; None where the image did not decode."""
+        self._check_outputs(response, outputs, count)
+        features = self._array(response, "features")
+        if features.ndim != 2 or features.dtype != "float32":
+            raise self.not_fitting(
                 f"expected features of float32 [N, D], got {features.dtype} {list(features.shape)}"
             )
-        return features, valid
+        return [
+            features[row] if valid else None
+            for row, valid in enumerate(self._valid(response, count, outputs))
+        ]
 
     def predict_result(self, response: PredictResponse) -> PredictResult:
         """All outputs as arrays."""
@@ -171,36 +203,81 @@ class Messages:
             {name: _signature(item) for name, item in signatures.signature_def.items()},
         )
 
-    def undecodable(self, index: int | None = None) -> InvalidImageError:
-        """The error for an image that the server could not decode; index: its place in the call."""
-        which = "the image" if index is None else f"image {index}"
+    def undecodable(self) -> InvalidImageError:
+        """The error for an image that the server could not decode."""
         return InvalidImageError(
-            f"{which} cannot be decoded: expected a whole JPEG, PNG, GIF, BMP or WebP within the model's "
+            "the image cannot be decoded: expected a whole JPEG, PNG, GIF, BMP or WebP within the model's "
             "limits",
             target=self._target,
             model=self._model,
-            indexes=() if index is None else (index,),
         )
 
-    def mismatch(
-        self, metadata: ModelMetadata, error: ClientError, signature: str, outputs: Sequence[str]
-    ) -> ModelMismatchError | None:
-        """What `error` comes down to if the model's signatures are not those of the contract; else None."""
+    def bad_image(self, error: ClientError) -> InvalidImageError:
+        """The error for an image that was refused alone, by a model that says no more than that."""
+        bad = InvalidImageError(
+            f"the image was refused: {error.details}",
+            code=error.code,
+            target=self._target,
+            model=self._model,
+            details=error.details,
+        )
+        bad.__cause__ = error.__cause__
+        return bad
+
+    def not_fitting(self, message: str) -> ModelMismatchError:
+        """The error for a model that is not what a method needs."""
+        return ModelMismatchError(
+            f"model {self._model!r} at {self._target}: {message}; predict() calls any model",
+            target=self._target,
+            model=self._model,
+        )
+
+    def wrong_inputs(
+        self,
+        metadata: ModelMetadata,
+        error: ClientError,
+        signature: str,
+        inputs: "Mapping[str, npt.ArrayLike]",
+        outputs: Sequence[str],
+    ) -> ClientError | None:
+        """What a refused Predict got wrong, judged by the model's signatures; None if they do not tell."""
+        from .wire.tensors import describe
+
         found = metadata.signatures.get(signature)
         if found is None:
-            mismatch = self._mismatch(
-                f"expected signature {signature}, got only {', '.join(sorted(metadata.signatures)) or 'none'}"
+            return self._refusal(
+                FailedPreconditionError,
+                error,
+                f"has no signature {signature!r}: it has {_names(metadata.signatures)}",
             )
-        elif set(found.inputs) != {IMAGE_BYTES} or not set(outputs) <= set(found.outputs):
-            mismatch = self._mismatch(
-                f"expected signature {signature} with input {IMAGE_BYTES} and outputs {', '.join(outputs)}, "
-                f"got inputs {', '.join(sorted(found.inputs)) or 'none'} and "
-                f"outputs {', '.join(sorted(found.outputs)) or 'none'}"
-            )
-        else:
+        wrong: list[str] = []
+        if set(inputs) != set(found.inputs):
+            wrong.append(f"got inputs {_names(inputs)}")
+        wrong += [
+            f"got {name} as {_spec_text(spec)}"
+            for name, spec in ((name, TensorSpec(*describe(value))) for name, value in inputs.items())
+            if name in found.inputs and not _fits(spec, found.inputs[name])
+        ]
+        if missing := set(outputs) - set(found.outputs):
+            wrong.append(f"got no outputs {_names(missing)}")
+        if not wrong:
             return None
-        mismatch.code, mismatch.details = error.code, error.details
-        return mismatch
+        expected = ", ".join(f"{name} {_spec_text(spec)}" for name, spec in sorted(found.inputs.items()))
+        return self._refusal(
+            InvalidArgumentError,
+            error,
+            f"signature {signature!r} takes {expected or 'nothing'} and gives {_names(found.outputs)}; "
+            + "; ".join(wrong),
+        )
+
+    def _refusal(self, kind: type[ClientError], error: ClientError, message: str) -> ClientError:
+        return kind(
+            f"model {self._model!r} at {self._target}: {message} (the server says: {error.details})",
+            code=error.code,
+            target=self._target,
+            model=self._model,
+            details=error.details,
+        )
 
     def _spec(self, signature: str = "") -> ModelSpec:
         spec = ModelSpec(name=self._model, signature_name=signature)
@@ -210,21 +287,34 @@ class Messages:
             spec.version_label = self._version_label
         return spec
 
-    def _outputs(self, response: PredictResponse, names: Sequence[str], count: int) -> list[npt.NDArray[Any]]:
-        missing = [name for name in names if name not in response.outputs]
-        if missing:
-            raise self._mismatch(
-                f"expected outputs {', '.join(names)}, got {', '.join(sorted(response.outputs)) or 'none'}"
-            )
-        arrays = [self._array(response, name) for name in names]
-        for name, array in zip(names, arrays, strict=True):
-            if array.ndim < 1 or array.shape[0] != count:
-                raise self._mismatch(
-                    f"expected one row per image, {count}, got {name} of shape {list(array.shape)}"
-                )
-        return arrays
+    def _bad_input(self, name: str, error: TensorError) -> InvalidArgumentError:
+        return InvalidArgumentError(f"input {name!r}: {error}", target=self._target, model=self._model)
 
-    def _array(self, response: PredictResponse, name: str) -> npt.NDArray[Any]:
+    def _predict_request(self, header: PredictRequest, inputs: Mapping[str, Parts]) -> bytes:
+        try:
+            return predict_request(header, inputs)
+        except TensorError as exc:
+            raise InvalidArgumentError(str(exc), target=self._target, model=self._model) from exc
+
+    def _check_outputs(self, response: PredictResponse, names: Sequence[str], count: int) -> None:
+        if any(name not in response.outputs for name in names):
+            raise self.not_fitting(f"expected outputs {', '.join(names)}, got {_names(response.outputs)}")
+        for name in names:
+            shape = [dim.size for dim in response.outputs[name].tensor_shape.dim]
+            if not shape or shape[0] != count:
+                raise self.not_fitting(f"expected one row per image, {count}, got {name} of shape {shape}")
+
+    def _valid(self, response: PredictResponse, count: int, outputs: Sequence[str]) -> Sequence[bool]:
+        if "valid" not in outputs:
+            return [True] * count
+        try:
+            return bools(response.outputs["valid"]).values
+        except TensorError as exc:
+            raise self._unreadable("output 'valid'", exc) from exc
+
+    def _array(self, response: PredictResponse, name: str) -> "npt.NDArray[Any]":
+        from .wire.tensors import to_array
+
         try:
             return to_array(response.outputs[name])
         except TensorError as exc:
@@ -238,12 +328,25 @@ class Messages:
             details=str(error),
         )
 
-    def _mismatch(self, message: str) -> ModelMismatchError:
-        return ModelMismatchError(
-            f"model {self._model!r} at {self._target}: {message}; predict() calls any model",
-            target=self._target,
-            model=self._model,
-        )
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _spec_text(spec: TensorSpec) -> str:
+    if spec.shape is None:
+        return spec.dtype
+    return f"{spec.dtype} [{', '.join('N' if size is None else str(size) for size in spec.shape)}]"
+
+
+def _fits(given: TensorSpec, wanted: TensorSpec) -> bool:
+    if given.dtype != wanted.dtype:
+        return False
+    if given.shape is None or wanted.shape is None:
+        return True
+    return len(given.shape) == len(wanted.shape) and all(
+        size in (None, have) for have, size in zip(given.shape, wanted.shape, strict=True)
+    )
 
 
 def _version_status(item: ModelVersionStatus) -> VersionStatus:

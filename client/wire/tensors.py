@@ -28,6 +28,8 @@ __all__ = [
     "DEFAULT_MAX_FILL_BYTES",
     "TensorError",
     "Value",
+    "as_array",
+    "describe",
     "dtype_name",
     "tensor_parts",
     "to_array",
@@ -148,6 +150,19 @@ def tensor_parts(value: Value) -> Parts:
     return string_parts(tensor.content, tensor.shape)
 
 
+def as_array(value: Value) -> npt.NDArray[Any]:
+    """What `to_proto` would encode, as an array; strings are objects. Raises TensorError for ragged lists."""
+    if isinstance(value, (bytes, str)):
+        return np.array(value, dtype=object)
+    return _list_to_array(value) if isinstance(value, (list, tuple)) else np.asarray(value)
+
+
+def describe(value: Value) -> tuple[str, tuple[int, ...]]:
+    """The dtype's name and the shape that `to_proto` would give. Raises TensorError as it does."""
+    tensor = _take_apart(value)
+    return dtype_name(tensor.data_type), tensor.shape
+
+
 def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
     """Write an array into an empty TensorProto, numbers in the typed field (`float_val`, ...).
 
@@ -229,12 +244,9 @@ def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES
 def _take_apart(value: Value) -> _Tensor:
     if isinstance(value, (bytes, str)):
         return _strings([value], ())
-    if isinstance(value, (list, tuple)):
-        if value and all(isinstance(item, bytes) for item in value):
-            return _strings(value, (len(value),))  # a list of images needs no array
-        array = _list_to_array(value)
-    else:
-        array = np.asarray(value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, bytes) for item in value):
+        return _strings(value, (len(value),))  # a list of images needs no array
+    array = as_array(value)
     dtype = array.dtype
     if dtype.kind in "OSU":
         return _strings(array.ravel().tolist(), array.shape)

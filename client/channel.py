@@ -1,0 +1,54 @@
+"""How channels are set up, for either kind of client."""
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["channel_options", "pushback_s"]
+
+_OPTIONS: Final[dict[str, str | int]] = {
+    # The default of 4 MB for received messages is a few hundred rows of features.
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    # Retries are made here, inside the call's one deadline.
+    "grpc.enable_retries": 0,
+    # A restarted server is found within a second; gRPC's own ceiling is two minutes.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
+    # A name is looked up again when a connection is lost, but no sooner; gRPC waits for 30 s.
+    "grpc.dns_min_time_between_resolutions_ms": 2000,
+    # A connection whose other end has vanished is noticed during a call. Idle connections are not
+    # pinged: servers close those that ping without calls.
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    # Two clients in one process get a connection each, with their own backoff.
+    "grpc.use_local_subchannel_pool": 1,
+}
+
+
+def channel_options(
+    health_check: str | None, own: Mapping[str, str | int] | None
+) -> list[tuple[str, str | int]]:
+    """gRPC's channel arguments; `own` replaces and adds.
+
+    health_check: the service whose health to watch at each address.
+    """
+    # All addresses that the name has; gRPC's own default keeps to the first.
+    service_config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if health_check is not None:
+        service_config["healthCheckConfig"] = {"serviceName": health_check}
+    return list({**_OPTIONS, "grpc.service_config": json.dumps(service_config), **(own or {})}.items())
+
+
+def pushback_s(metadata: object) -> float | None:
+    """What `grpc-retry-pushback-ms` in trailing metadata asks for; negative for "do not retry".
+
+    Source: gRPC proposal A6. A value that is no number means "do not retry", too.
+    """
+    for key, value in metadata or ():  # type: ignore[attr-defined]  # pairs, by grpc and grpc.aio alike
+        if key == "grpc-retry-pushback-ms":
+            try:
+                return int(value) / 1000
+            except ValueError:
+                return -1.0
+    return None
