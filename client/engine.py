@@ -343,10 +343,7 @@ class Engine:
             if pending.lane.urgent:
                 items = pending.take(1, self._max_batch_bytes)
             else:
-                rows = share(
-                    pending.rows + self._in_flight_rows, self._concurrency.limit, self._batch_size.limit
-                )
-                items = pending.take(rows, self._max_batch_bytes)
+                items = pending.take(self._rows_for(pending), self._max_batch_bytes)
             for item in items:
                 self._dequeue(item)
             batch = _Batch(pending.lane, items, rows=sum(item.rows for item in items))
@@ -358,6 +355,12 @@ class Engine:
                 self._in_flight_rows += batch.rows
             self._start(batch, now)
         return self._flush()
+
+    def _rows_for(self, pending: Pending) -> int:
+        """How many of its rows the next request takes."""
+        if self._options.max_delay_s:
+            return self._batch_size.limit  # whoever waits for company wants it
+        return share(pending.rows + self._in_flight_rows, self._concurrency.limit, self._batch_size.limit)
 
     def _next_due(self, now: float) -> Pending | None:
         """The lane whose oldest item has waited longest, among those that may go now."""

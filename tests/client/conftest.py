@@ -46,7 +46,14 @@ class FakeServer:
     model has is `signatures`; a test may take from it.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        address: str = "",
+        max_message_bytes: int = -1,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self.requests: list[Any] = []
         self.metadata: list[tuple[str, str]] = []
         self.faults: list[tuple[grpc.StatusCode, str]] = []  # for the next Predicts, one each
@@ -55,6 +62,8 @@ class FakeServer:
         self.labels: dict[str, int] = {}
         self.entered = threading.Semaphore(0)  # released once per Predict
         self.hold: threading.Event | None = None  # Predicts wait for it
+        self.hold_next: threading.Event | None = None  # the next one waits for it
+        self.pushback_ms: int | None = None  # goes with faults
         self.active = self.most_active = 0
         self.rewrite: Callable[[PredictResponse], None] = lambda response: None
         self.signatures = SignatureDefMap()
@@ -78,7 +87,9 @@ class FakeServer:
                 signature.outputs[name].CopyFrom(info)
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(16)
-        self._server = grpc.server(self._pool, options=[("grpc.max_receive_message_length", -1)])
+        self._server = grpc.server(
+            self._pool, options=[("grpc.max_receive_message_length", max_message_bytes)]
+        )
         answers = {
             "Predict": self._predict,
             "GetModelMetadata": self._metadata,
@@ -95,7 +106,11 @@ class FakeServer:
                 if method.service == service and method.name in answers
             }
             self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        address = address or f"127.0.0.1:{port}"
+        if credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
         self.target = f"127.0.0.1:{self.port}"
         self._server.start()
 
@@ -136,13 +151,16 @@ class FakeServer:
             self.requests.append(request)
             self.metadata = [(key, value) for key, value in context.invocation_metadata()]
             fault = self.faults.pop(0) if self.faults else None
+            hold, self.hold_next = self.hold_next or self.hold, None
             self.active += 1
             self.most_active = max(self.most_active, self.active)
         try:
             self.entered.release()
-            if self.hold is not None:
-                self.hold.wait(30)
+            if hold is not None:
+                hold.wait(30)
             if fault is not None:
+                if self.pushback_ms is not None:
+                    context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
                 context.abort(*fault)
             return self._answer(request, context)
         finally:
@@ -217,8 +235,8 @@ class FakeServer:
 def start_server() -> Iterator[Callable[..., FakeServer]]:
     servers: list[FakeServer] = []
 
-    def start(port: int = 0) -> FakeServer:
-        servers.append(FakeServer(port))
+    def start(port: int = 0, **settings: Any) -> FakeServer:
+        servers.append(FakeServer(port, **settings))
         return servers[-1]
 
     yield start
