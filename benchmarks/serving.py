@@ -108,8 +108,8 @@ def main() -> None:
     os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        version = arguments.version or _export(Path(folder))
-        photos = _photos(Path(folder))
+        version = arguments.version or export_digits(Path(folder))
+        photos = write_photos(Path(folder))
         servers = {
             f"graftserve {engine}": stack.enter_context(_ours(version.parent, engine))
             for engine in ("litert", "tensorflow")
@@ -158,7 +158,7 @@ def main() -> None:
     )
 
 
-def _export(folder: Path) -> Path:
+def export_digits(folder: Path) -> Path:
     """A version to serve."""
     write_digits(folder / "digits")
     for image in (folder / "digits").rglob("*.jpg"):
@@ -169,7 +169,7 @@ def _export(folder: Path) -> Path:
     return version
 
 
-def _photos(folder: Path) -> list[Path]:
+def write_photos(folder: Path) -> list[Path]:
     photos = []
     for name in ("chelsea", "coffee", "rocket"):
         image = Image.fromarray(getattr(data, name)())
