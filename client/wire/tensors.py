@@ -84,7 +84,7 @@ _BY_KIND_AND_SIZE: Final = {(number.stored.kind, number.stored.itemsize): number
 _WITHOUT_PLAIN_FIELD: Final = frozenset({DataType.DT_HALF, DataType.DT_COMPLEX64, DataType.DT_COMPLEX128})
 
 # On the wire their values stand side by side as in an array; those of the others are varints.
-_PACKED: Final = {
+_PACKED: Final[dict[str, np.dtype[Any]]] = {
     "float_val": np.dtype("<f4"),
     "scomplex_val": np.dtype("<f4"),
     "double_val": np.dtype("<f8"),
