@@ -86,6 +86,8 @@ def test_any_is_googles_in_all_but_identity():
     assert theirs.Unpack(spec)
     assert spec.name == "m"
     assert packed.Is(wire.ModelSpec.DESCRIPTOR)
+    with pytest.raises(TypeError, match="same class"):
+        packed.CopyFrom(theirs)
     shown = text_format.MessageToString(packed, descriptor_pool=AnyMessage.DESCRIPTOR.file.pool)
     assert shown == '[type.googleapis.com/graftserve.wire.ModelSpec] {\n  name: "m"\n}\n'
 
