@@ -14,15 +14,17 @@ Source of these rules: tensorflow/core/framework/tensor.proto and tensor.cc (Ten
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from .encoding import MAX_MESSAGE_BYTES, Parts, content_parts, string_parts
 from .packed import read_packed, write_packed
 from .tensor_pb2 import DataType, TensorProto
 from .values import DEFAULT_MAX_FILL_BYTES, TensorError, check_count, dtype_name, shape_of, strings
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "DEFAULT_MAX_FILL_BYTES",
@@ -38,7 +40,7 @@ __all__ = [
     "write_typed",
 ]
 
-Value = npt.ArrayLike
+Value: TypeAlias = "npt.ArrayLike"
 """What `to_proto` takes: an array, a number, bytes, str, or (nested) lists of those."""
 
 _PART: Final = 2**16  # values
@@ -150,7 +152,7 @@ def tensor_parts(value: Value) -> Parts:
     return string_parts(tensor.content, tensor.shape)
 
 
-def as_array(value: Value) -> npt.NDArray[Any]:
+def as_array(value: Value) -> "npt.NDArray[Any]":
     """What `to_proto` would encode, as an array; strings are objects. Raises TensorError for ragged lists."""
     if isinstance(value, (bytes, str)):
         return np.array(value, dtype=object)
@@ -163,7 +165,7 @@ def describe(value: Value) -> tuple[str, tuple[int, ...]]:
     return dtype_name(tensor.data_type), tensor.shape
 
 
-def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
+def write_typed(array: "npt.NDArray[Any]", proto: TensorProto) -> None:
     """Write an array into an empty TensorProto, numbers in the typed field (`float_val`, ...).
 
     TensorFlow Serving answers in typed fields unless it is told otherwise, and clients read them directly.
@@ -188,7 +190,7 @@ def write_typed(array: npt.NDArray[Any], proto: TensorProto) -> None:
         field.extend(flat[start : start + _PART].tolist())
 
 
-def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES) -> npt.NDArray[Any]:
+def to_array(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES) -> "npt.NDArray[Any]":
     """Decode a tensor; strings become an object array of bytes, with trailing NULs kept.
 
     Numbers in `tensor_content` are not copied: the array is a read-only view of it (call `.copy()` to
@@ -265,12 +267,12 @@ def _strings(values: Iterable[Any], shape: tuple[int, ...]) -> _Tensor:
     return _Tensor(DataType.DT_STRING, shape, items)
 
 
-def _bytes_of(array: npt.NDArray[Any], stored: np.dtype[Any]) -> memoryview:
+def _bytes_of(array: "npt.NDArray[Any]", stored: np.dtype[Any]) -> memoryview:
     """The array's own memory if it has that dtype and is row-major; else that of a copy."""
     return np.asarray(array).astype(stored, order="C", copy=False).reshape(-1).view(np.uint8).data
 
 
-def _typed_values(proto: TensorProto, field: str, field_dtype: type[np.generic]) -> npt.NDArray[Any]:
+def _typed_values(proto: TensorProto, field: str, field_dtype: type[np.generic]) -> "npt.NDArray[Any]":
     if field in _PACKED:
         packed = read_packed(field, proto)
         if packed is not None:
@@ -279,7 +281,7 @@ def _typed_values(proto: TensorProto, field: str, field_dtype: type[np.generic])
     return np.fromiter(values, field_dtype, len(values))
 
 
-def _list_to_array(value: Sequence[Any]) -> npt.NDArray[Any]:
+def _list_to_array(value: Sequence[Any]) -> "npt.NDArray[Any]":
     """np.asarray, but strings stay objects: an `S` array pads to the longest and drops trailing NULs."""
     leaf: Any = value
     while isinstance(leaf, (list, tuple)) and leaf:
@@ -320,7 +322,7 @@ def _storage(data_type: int) -> tuple[np.dtype[Any], str, type[np.generic]]:
     raise TensorError(f"expected a tensor of numbers, bool or strings, got {dtype_name(data_type)}")
 
 
-def _reshape(flat: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def _reshape(flat: "npt.NDArray[Any]", shape: tuple[int, ...]) -> "npt.NDArray[Any]":
     try:
         return flat.reshape(shape)
     except (ValueError, OverflowError) as exc:  # more dimensions, or larger ones, than NumPy has
