@@ -1,7 +1,7 @@
 """Typed fields in one piece: `float_val` and its kin as buffers instead of Python numbers one by one.
 
 A packed field on the wire is a length and then its values, little-endian: what an array holds. So it is read
-from the serialized tensor and written by merging bytes, some hundred times faster than by way of a list. Only
+from the serialized tensor and written by merging bytes, many times faster than by way of a list. Only
 for values of fixed width, and bools, which take one byte each.
 Source: https://protobuf.dev/programming-guides/encoding/#packed.
 """
