@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-__all__ = ["ImageInput", "Readable", "encode_image"]
+__all__ = ["ImageInput", "Readable", "encode_image", "pil_image", "rgb_or_grey"]
 
 
 class Readable(Protocol):
@@ -62,7 +62,7 @@ def encode_image(image: ImageInput) -> bytes:
     if hasattr(image, "read"):
         return _read_file(image)
     if hasattr(image, "__array__"):
-        return _encode_array(image)
+        return _encode_pil(pil_image(image))
     raise InvalidImageError(
         "expected an image as bytes, a path, a binary file, a PIL image or a uint8 array, "
         f"got {type(image).__name__}"
@@ -99,21 +99,8 @@ def _read_file(file: Readable) -> bytes:
 
 
 def _encode_pil(image: "Image.Image") -> bytes:
-    if image.width < 1 or image.height < 1:
-        raise InvalidImageError(f"expected an image with pixels, got size {image.width} x {image.height}")
     try:
-        if image.mode == "P":
-            # By way of RGBA: with transparency in the palette Pillow warns about the direct way.
-            image = image.convert("RGBA").convert("RGB")
-        elif image.mode in _TO_RGB:
-            image = image.convert("RGB")
-        elif image.mode in _TO_GREY:
-            image = image.convert("L")
-        elif image.mode not in _AS_THEY_ARE:
-            # Which 8 of 16 or 32 bits matter, only the caller knows.
-            raise InvalidImageError(
-                f"expected a PIL image of 8 bits a channel, got mode {image.mode}: scale it to mode L or RGB"
-            )
+        image = rgb_or_grey(image)
         buffer = io.BytesIO()
         # Pixels only: a transparent colour or a profile that Pillow carries along is none of the model's.
         image.save(
@@ -124,7 +111,34 @@ def _encode_pil(image: "Image.Image") -> bytes:
     return buffer.getvalue()
 
 
-def _encode_array(image: "npt.ArrayLike") -> bytes:
+def rgb_or_grey(image: "Image.Image") -> "Image.Image":
+    """A PIL image of 8 bits a channel in mode RGB or L; transparency is dropped, as the server drops it.
+
+    Raises InvalidImageError for 16 or 32 bits a channel and for an image without pixels, and whatever Pillow
+    raises for a file that it reads only now.
+    """
+    if image.width < 1 or image.height < 1:
+        raise InvalidImageError(f"expected an image with pixels, got size {image.width} x {image.height}")
+    if image.mode == "P":
+        # By way of RGBA: with transparency in the palette Pillow warns about the direct way.
+        return image.convert("RGBA").convert("RGB")
+    if image.mode in _TO_RGB:
+        return image.convert("RGB")
+    if image.mode in _TO_GREY:
+        return image.convert("L")
+    if image.mode not in _AS_THEY_ARE:
+        # Which 8 of 16 or 32 bits matter, only the caller knows.
+        raise InvalidImageError(
+            f"expected a PIL image of 8 bits a channel, got mode {image.mode}: scale it to mode L or RGB"
+        )
+    return image
+
+
+def pil_image(image: "npt.ArrayLike") -> "Image.Image":
+    """A uint8 array [H, W, 3] (RGB), [H, W] or [H, W, 1] (grey) as a PIL image.
+
+    Raises InvalidImageError for another dtype or shape.
+    """
     # Whoever holds an array has imported NumPy, as a rule; nobody else needs to.
     import numpy as np
 
@@ -138,4 +152,4 @@ def _encode_array(image: "npt.ArrayLike") -> bytes:
     from PIL import Image
 
     pixels = array.reshape(array.shape[:2]) if grey else array
-    return _encode_pil(Image.fromarray(np.ascontiguousarray(pixels)))
+    return Image.fromarray(np.ascontiguousarray(pixels))
