@@ -134,7 +134,7 @@ def rgb_or_grey(image: "Image.Image") -> "Image.Image":
     return image
 
 
-def pil_image(image: "npt.ArrayLike") -> "Image.Image":
+def pil_image(image: Any) -> "Image.Image":
     """A uint8 array [H, W, 3] (RGB), [H, W] or [H, W, 1] (grey) as a PIL image.
 
     Raises InvalidImageError for another dtype or shape.

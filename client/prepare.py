@@ -20,8 +20,9 @@ __all__ = ["DEFAULT_MAX_PIXELS", "Prepare"]
 DEFAULT_MAX_PIXELS: Final = 100_000_000
 """100 megapixels, 300 MB of RGB: what exported models take at most, too."""
 
-# Decoding a JPEG at 1/2, 1/4 or 1/8 of its size, or averaging blocks of another image, may leave no less than
-# this many times the size wanted; the rest is done by the better filter. Pillow's own choice for thumbnails.
+# How far averaging blocks of pixels, which is fast, may go before the filter does the rest: to twice the size
+# wanted, Pillow's own choice for thumbnails. A JPEG is decoded as near to it as 1/2, 1/4 and 1/8 come: to
+# leave more to the filter there took up to three times as long and kept answers no closer.
 _REDUCING_GAP: Final = 2.0
 
 # Told apart here and opened by Pillow's class for the format: Image.open warns of large images before anyone
@@ -66,8 +67,8 @@ class Prepare:
     by hand. It is immutable, safe to use from many threads, and can be pickled.
 
     max_side_px: the longer side of what is sent, in pixels; None leaves the size as it is. Twice the side of
-        the network's input or more changes predictions the least; for long, narrow images take more, since
-        it is the shorter side that the network sees.
+        the network's input is a good choice. More is needed for long, narrow images: the shorter side should
+        not be below what the network sees.
     quality: of the JPEG encoding, 1 to 95, where an image is encoded anew.
     max_pixels: an image with more is refused by its header, before it is decoded.
     keep_png: send PNG files that fit as they are, which loses nothing; False makes JPEG of them, too, which
@@ -79,10 +80,15 @@ class Prepare:
 
     All else becomes a JPEG in RGB or grey: larger files, CMYK, WebP, GIF, BMP, TIFF, JPEG 2000, AVIF and HEIC
     where Pillow reads them, PIL images, uint8 arrays. It is turned upright as its EXIF orientation says and
-    shrunk with an antialiasing (Lanczos) filter, and carries no metadata. As on the server, of 16 bits the
+    shrunk with an antialiasing filter, and carries no metadata. As on the server, of 16 bits the
     upper 8 are kept, transparency is dropped, and of an animation the first frame is taken. Colour profiles
     are dropped, not applied: training and serving ignore them, so a photograph that was converted here would
     look other to the model than the same photograph sent as it is.
+
+    Measured on 60 photographs of 12 megapixels with EfficientNet-Lite0 (benchmarks/prepare.py): 512 pixels of
+    quality 90 were 5% of the bytes and a fifth of the server's decoding, for 1.7 times the work on both sides
+    together. The first class stayed wherever it had had a probability of 0.5 or more, and in 88% of all, where
+    its probability moved by 0.03 on average and 0.12 at most; with 256 pixels by 0.11 and 0.45.
 
     Raises ValueError for values out of range.
     """
@@ -111,9 +117,7 @@ class Prepare:
             if pil is not None and isinstance(image, pil.Image):
                 return self._from_pil(image)
             if hasattr(image, "__array__") and not hasattr(image, "read"):
-                import numpy as np
-
-                return self._from_pil(pil_image(np.asarray(image)))
+                return self._from_pil(pil_image(image))
             return self._from_file(encode_image(image))
         except MemoryError:
             raise
@@ -152,8 +156,7 @@ class Prepare:
                 image.load()  # a TIFF's orientation is applied by this
                 return self._encoded(image, exif_orientation(image.info.get("exif") or b""))
             full_size = image.size
-            width_px, height_px = self._size(*full_size)
-            reduced = image.draft(None, (round(width_px * _REDUCING_GAP), round(height_px * _REDUCING_GAP)))
+            reduced = image.draft(None, self._size(*full_size))
             image.load()
             return self._encoded(image, jpeg.orientation, full_size, reduced[1] if reduced else None)
 
@@ -172,7 +175,8 @@ class Prepare:
         pixels = rgb_or_grey(image)
         size = self._size(*(full_size or image.size))
         if size != image.size:
-            pixels = pixels.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=_REDUCING_GAP)
+            # Of Pillow's filters the one that changed answers the least; none is far off.
+            pixels = pixels.resize(size, Image.Resampling.HAMMING, box, reducing_gap=_REDUCING_GAP)
         if orientation in _TURNS:
             pixels = pixels.transpose(Image.Transpose[_TURNS[orientation]])
         buffer = io.BytesIO()

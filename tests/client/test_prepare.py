@@ -136,7 +136,7 @@ def test_a_cameras_photo_becomes_small(camera_jpeg, photo, max_side_px):
     assert image.size == (max_side_px * 3 // 4, max_side_px)  # turned
     assert image.mode == "RGB"
     assert len(content) < len(camera_jpeg) / 6
-    upright = photo.resize((max_side_px, max_side_px * 3 // 4), Image.Resampling.LANCZOS).rotate(
+    upright = photo.resize((max_side_px, max_side_px * 3 // 4), Image.Resampling.HAMMING).rotate(
         -90, expand=True
     )
     assert difference(image, upright) < 4
@@ -182,10 +182,10 @@ def test_quality_costs_bytes(camera_jpeg):
 
 
 def test_a_large_jpeg_is_decoded_reduced(camera_jpeg):
-    """Decoded in full it takes 48 MB, as the control shows; reduced to half, a quarter of that."""
+    """Decoded in full it takes 48 MB, as the control shows; reduced to a quarter, a sixteenth of that."""
     in_full = "PIL.Image.open(io.BytesIO(content)).load()"
     assert grown_mb(in_full, camera_jpeg) > 44
-    assert grown_mb("Prepare(max_side_px=512)(content)", camera_jpeg) < 30
+    assert grown_mb("Prepare(max_side_px=512)(content)", camera_jpeg) < 15
 
 
 # Orientation
@@ -205,9 +205,9 @@ def test_every_orientation_is_turned_as_pillow_turns_it(photo, encode, image_for
         wanted = ImageOps.exif_transpose(decode(image))
     side_px = 300
     if wanted.width > wanted.height:
-        wanted = wanted.resize((side_px, side_px * 2 // 3), Image.Resampling.LANCZOS)
+        wanted = wanted.resize((side_px, side_px * 2 // 3), Image.Resampling.HAMMING)
     else:
-        wanted = wanted.resize((side_px * 2 // 3, side_px), Image.Resampling.LANCZOS)
+        wanted = wanted.resize((side_px * 2 // 3, side_px), Image.Resampling.HAMMING)
     sent = decode(Prepare(max_side_px=side_px, quality=95)(image))
     assert sent.size == wanted.size
     assert sent.getexif().get(0x0112, 1) == 1
@@ -354,7 +354,7 @@ def test_a_grey_jpeg_stays_grey(photo, encode):
 
 def test_a_progressive_jpeg(photo, encode):
     sent = Prepare(max_side_px=150, quality=95)(encode(photo, progressive=True, quality=95))
-    assert difference(sent, photo.resize((150, 100), Image.Resampling.LANCZOS)) < 4
+    assert difference(sent, photo.resize((150, 100), Image.Resampling.HAMMING)) < 4
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
@@ -363,7 +363,7 @@ def test_of_several_frames_the_first_is_taken(photo, encode, image_format):
     content = encode(photo, image_format, save_all=True, append_images=[negative])
     assert len(content) > 1.5 * len(encode(photo, image_format))
     sent = Prepare(max_side_px=300)(content)
-    assert difference(sent, photo.resize((300, 200), Image.Resampling.LANCZOS)) < 9
+    assert difference(sent, photo.resize((300, 200), Image.Resampling.HAMMING)) < 9
 
 
 def test_of_a_pil_image_the_frame_at_hand_is_taken(photo, encode):
