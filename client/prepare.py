@@ -87,8 +87,8 @@ class Prepare:
 
     Measured on 60 photographs of 12 megapixels with EfficientNet-Lite0 (benchmarks/prepare.py): 512 pixels of
     quality 90 were 5% of the bytes and a fifth of the server's decoding, for 1.7 times the work on both sides
-    together. The first class stayed wherever it had had a probability of 0.5 or more, and in 88% of all, where
-    its probability moved by 0.03 on average and 0.12 at most; with 256 pixels by 0.11 and 0.45.
+    together. The first class stayed in 88% of all and wherever it had had a probability of 0.5 or more; its
+    probability moved by 0.03 on average and 0.12 at most, with 256 pixels by 0.11 and 0.45.
 
     Raises ValueError for values out of range.
     """
