@@ -31,6 +31,7 @@ from .errors import (
 )
 from .hooks import Hooks, RequestEnd, RequestStart
 from .images import ImageInput
+from .prepare import Prepare
 from .results import (
     ModelMetadata,
     Prediction,
@@ -65,6 +66,7 @@ __all__ = [
     "OverloadedError",
     "PredictResult",
     "Prediction",
+    "Prepare",
     "RequestEnd",
     "RequestError",
     "RequestStart",

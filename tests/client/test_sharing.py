@@ -22,6 +22,7 @@ from graftserve.client import (
     Prediction,
     RetryPolicy,
 )
+from graftserve.client.testing import StatusError
 from graftserve.client.wire.tensors import to_proto
 from tests.client.async_in_thread import AsyncInThread
 
@@ -57,11 +58,13 @@ def refuse_bad(server):
     del server.signatures.signature_def["serving_default"].outputs["valid"]
     answer = server._answer
 
-    def refusing(request, context):
+    def refusing(request):
         for content in request.inputs["image_bytes"].string_val:
             if content.startswith(b"bad"):
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "jpeg::Uncompress failed. Invalid JPEG data")
-        return answer(request, context)
+                raise StatusError(
+                    grpc.StatusCode.INVALID_ARGUMENT, "jpeg::Uncompress failed. Invalid JPEG data"
+                )
+        return answer(request)
 
     server._answer = refusing
 
@@ -165,13 +168,13 @@ def test_a_model_that_calls_its_input_otherwise(server):
     del default.inputs["image_bytes"]
     answer = server._answer
 
-    def renamed(request, context):
+    def renamed(request):
         if "jpegs" not in request.inputs:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Missing but required: {jpegs}")
+            raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, "Missing but required: {jpegs}")
         request.inputs["image_bytes"].CopyFrom(request.inputs["jpegs"])
         default.inputs["image_bytes"].CopyFrom(default.inputs["jpegs"])
         del request.inputs["jpegs"], default.inputs["jpegs"]
-        return answer(request, context)
+        return answer(request)
 
     server._answer = renamed
     with Client(server.target, "flowers") as client:
@@ -181,13 +184,13 @@ def test_a_model_that_calls_its_input_otherwise(server):
 def test_a_batch_above_the_servers_limit_is_split(server):
     answer = server._answer
 
-    def limited(request, context):
+    def limited(request):
         if (size := len(request.inputs["image_bytes"].string_val)) > 8:
-            context.abort(
+            raise StatusError(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"Task size {size} is larger than maximum input batch size 8",
             )
-        return answer(request, context)
+        return answer(request)
 
     server._answer = limited
     with Client(server.target, "flowers", max_in_flight=1) as client:
@@ -265,12 +268,10 @@ def test_overload_is_not_retried_but_for_pushback(server):
     with Client(server.target, "flowers") as client:
         with pytest.raises(OverloadedError, match="Threadpool"):
             client.classify(image(1))
-        server.faults = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")]
-        server.pushback_ms = 20
+        server.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_pushback_ms=20)
         assert client.classify(image(1)).label == "c1"
         assert client.stats().retries == 1
-        server.faults = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "not again")]
-        server.pushback_ms = -1
+        server.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "not again", retry_pushback_ms=-1)
         with pytest.raises(OverloadedError, match="not again"):
             client.classify(image(1))
 
