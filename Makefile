@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
+SOURCES := $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.binpb' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
 PYTEST_ARGS ?=
 
 # TensorFlow imports three times slower without its bytecode.
@@ -32,7 +32,7 @@ format: $(VENV)/installed
 bench: $(VENV)/installed
 	$(PIP) install "$$(ls build/wheel/*.whl)[bench]"
 	for benchmark in feature_extraction classic_bottleneck serving \
-	  decode exported_signature soak; do \
+	  decode exported_signature soak client client_thin prepare; do \
 	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
 
 wire: $(VENV)/dependencies
