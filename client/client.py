@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 
@@ -21,8 +21,10 @@ from .engine import Attempt, Work
 from .errors import ClientError, InvalidArgumentError, InvalidImageError, NotFoundError, RetryError
 from .hooks import RequestStart
 from .images import ImageInput
+from .interrupts import Uninterrupted
 from .lanes import ClassifyLane, EmbedLane
 from .results import ModelMetadata, Prediction, PredictResult, VersionStatus
+from .stats import Stats
 from .ticker import Ticker
 from .wire.contract import SERVING_DEFAULT
 from .wire.methods import METHODS
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["Client"]
+
+# A signal that comes in the moment in which the main thread begins to wait is heeded only when it ends to.
+_WAIT_S: Final = 0.5
 
 
 class Client(BaseClient):
@@ -66,6 +71,11 @@ class Client(BaseClient):
                     for method in METHODS
                 }
             )
+
+    def stats(self) -> Stats:
+        """What this client has done and is doing."""
+        with self._lock:
+            return super().stats()
 
     def __enter__(self) -> Self:
         return self
@@ -269,8 +279,10 @@ class Client(BaseClient):
         error: ClientError | None = None
         try:
             self._submit_alone(item)
-            if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                self._tell(partial(self._engine.expire, item))
+            while not done.acquire(timeout=min(max(0.0, deadline - time.monotonic()), _WAIT_S)):
+                if time.monotonic() >= deadline:
+                    self._tell(partial(self._engine.expire, item))
+                    break
             if isinstance(item.result, ClientError):
                 error = item.result
                 raise error
@@ -340,13 +352,14 @@ class Client(BaseClient):
         """What is finished by now; at least one item if `wait`."""
         while bulk.outstanding:
             oldest = bulk.oldest()
-            wait_s = max(0.0, oldest.deadline - time.monotonic()) if wait and oldest is not None else 0.0
+            left_s = max(0.0, oldest.deadline - time.monotonic()) if wait and oldest is not None else 0.0
             try:
-                item = done.get(timeout=wait_s) if wait_s else done.get_nowait()
+                item = done.get(timeout=min(left_s, _WAIT_S)) if left_s else done.get_nowait()
             except queue.Empty:
                 if not wait or oldest is None:
                     return
-                self._tell(partial(self._engine.expire, oldest))
+                if not left_s:
+                    self._tell(partial(self._engine.expire, oldest))
                 continue
             yield item
             wait = False
@@ -359,27 +372,29 @@ class Client(BaseClient):
     def _submit_alone(self, item: Item) -> None:
         """Submit one item, and wait in gRPC itself if a request with nothing else in it can go at once."""
         stall_s: float | None = None
-        with self._lock:
-            now = time.monotonic()
-            work = self._engine.submit([item], now)
-            alone = len(work.sends) == 1 and work.sends[0].items == [item] and not work.finished
-            if alone and not self._options.retry.hedge:
-                attempt = work.sends.pop()
-                stall_s = self._engine.take_over(attempt, now)
-            wake_at = self._engine.wake_at(now)
-        self._wake(wake_at)
-        self._perform(work)
+        with Uninterrupted():
+            with self._lock:
+                now = time.monotonic()
+                work = self._engine.submit([item], now)
+                alone = len(work.sends) == 1 and work.sends[0].items == [item] and not work.finished
+                if alone and not self._options.retry.hedge:
+                    attempt = work.sends.pop()
+                    stall_s = self._engine.take_over(attempt, now)
+                wake_at = self._engine.wake_at(now)
+            self._wake(wake_at)
+            self._perform(work)
         if stall_s is not None:
             self._wait_in_grpc(attempt, stall_s)
 
     def _tell(self, event: Callable[[float], Work]) -> None:
         """Tell the engine what happened, and do what it says."""
-        with self._lock:
-            now = time.monotonic()
-            work = event(now)
-            wake_at = self._engine.wake_at(now)
-        self._wake(wake_at)
-        self._perform(work)
+        with Uninterrupted():
+            with self._lock:
+                now = time.monotonic()
+                work = event(now)
+                wake_at = self._engine.wake_at(now)
+            self._wake(wake_at)
+            self._perform(work)
 
     def _wake(self, at: float) -> None:
         if at < math.inf:
