@@ -82,7 +82,6 @@ class FakeDns:
 
 
 class _Server:
-    allow_reuse_address = True
     daemon_threads = True
 
     def __init__(self, address, owner):
@@ -108,4 +107,5 @@ class _Udp(_Server, socketserver.ThreadingUDPServer):
 
 
 class _Tcp(_Server, socketserver.ThreadingTCPServer):
+    allow_reuse_address = True  # for UDP that would share a port that somebody has
     handler = _TcpHandler
