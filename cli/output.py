@@ -1,15 +1,16 @@
-"""How the commands speak: results to stdout, progress to stderr."""
+"""How the commands speak: results to stdout, progress to stderr, files whole or not at all."""
 
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -17,12 +18,14 @@ from graftserve.training.progress import Report
 
 __all__ = [
     "CommandError",
+    "CountPrinter",
     "ProgressPrinter",
     "cache_dir_option",
     "features_dir",
     "import_tensorflow",
     "print_result",
     "require_extra",
+    "write_whole",
 ]
 
 _REDRAW_S = 0.2
@@ -111,10 +114,85 @@ class ProgressPrinter:
             self._stage = ""
         elif report.eta_s is not None:
             line += f", {_clock(report.eta_s)} to go"
-        if self._live:
-            click.echo(f"\r\x1b[K{line}", err=True, nl=ends)
-        else:
-            click.echo(line, err=True)
+        _draw(line, live=self._live, ends=ends)
+
+
+class CountPrinter:
+    """Draws on stderr how many items are done, where their number may be unknown; as ProgressPrinter draws.
+
+    total: how many there will be, or None.
+    before: how many were done when this began; they do not count for the rate.
+    """
+
+    def __init__(
+        self, stage: str, total: int | None, *, before: int = 0, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._live = sys.stderr.isatty()
+        self._stage, self._total, self._before, self._now = stage, total, before, now
+        self._done = before
+        self._start = self._last = now()
+        self._drawn = False
+
+    @property
+    def rate(self) -> float:
+        """Items a second since this began."""
+        elapsed_s = self._now() - self._start
+        return (self._done - self._before) / elapsed_s if elapsed_s > 0 else 0.0
+
+    def advance(self, note: str = "") -> None:
+        """One more is done; note: what else there is to say of those that are."""
+        self._done += 1
+        now = self._now()
+        if now - self._last >= (_REDRAW_S if self._live else _LOG_EVERY_S):
+            self._last = now
+            self._show(note, ends=False)
+
+    def end(self, note: str = "") -> None:
+        """End the line in a terminal; elsewhere nothing."""
+        if self._drawn and self._live:
+            self._show(note, ends=True)
+
+    def _show(self, note: str, *, ends: bool) -> None:
+        self._drawn = True
+        of_total = "" if self._total is None else f"/{self._total}"
+        line = f"{self._stage}: {self._done}{of_total}, {self.rate:.1f}/s{note}"
+        if self._total is not None and not ends and self.rate:
+            line += f", {_clock((self._total - self._done) / self.rate)} to go"
+        _draw(line, live=self._live, ends=ends)
+
+
+@contextmanager
+def write_whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on leaving without an error it is synced and takes its place.
+
+    mode: "w" (UTF-8, newlines as written) or "wb". The temporary file's name is always the same, so that one
+    that a killed process left is not left twice: two processes must not write the same `path` at a time.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
+    try:
+        with open(temporary, mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's names no file
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the name survives a power cut
+    finally:
+        os.close(folder)
+
+
+def _draw(line: str, *, live: bool, ends: bool) -> None:
+    if live:
+        click.echo(f"\r\x1b[K{line}", err=True, nl=ends)
+    else:
+        click.echo(line, err=True)
 
 
 def _clock(seconds: float) -> str:
