@@ -111,6 +111,8 @@ def _set_up_logging(debug: bool) -> None:
     if not debug:
         # TensorFlow's C++ and Python both narrate their start; its errors still come as exceptions.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        # gRPC's C core would narrate every connection that a server closes.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         for name in ("tensorflow", "absl", "h5py"):
             logging.getLogger(name).setLevel(logging.ERROR)
         for name in ("gcsfs", "s3fs"):  # they log the errors that they raise, with their tracebacks
