@@ -34,6 +34,7 @@ _COMMANDS = {
     "pull": "Fetch a version from an object store, every sum checked.",
     "serve": "Serve a model's versions over gRPC and REST.",
     "classify": "Classify images on a running server.",
+    "bench": "Measure throughput and latency of a running server under load.",
     "status": "Show a model's versions on a running server.",
     "demo": "Do all of it on handwritten digits, and report.",
 }
