@@ -44,6 +44,7 @@ _COLUMNS: Final = (
     "images/s",
     *(f"p{percent:g}" for percent in PERCENTILES),
     "max",
+    "batch",
     "errors",
     "late",
     "not sent",
@@ -138,8 +139,9 @@ def command(
     sent" still waited for a caller when as much time again had passed, and make the percentiles lower bounds,
     marked ≥. Failed requests are counted by their class and are in no latency.
 
-    Ctrl-C ends it with what was measured so far. Let this machine do nothing else meanwhile; better, run it
-    on another than the server's.
+    "batch" is the mean number of images in a request, where the client counts it. Ctrl-C ends it with
+    what was measured so far. Let this machine do nothing else meanwhile; better, run it on another than
+    the server's.
 
     \b
     Example: graftserve bench --target localhost:8500 --model flowers --rate auto --plot latency.png
@@ -172,7 +174,7 @@ def command(
             interrupted = level.interrupted
             if level.answers or level.errors or not interrupted:
                 if not as_json:
-                    _print_row(level, first=not done)
+                    _print_row(level, stats, first=not done)
                 _warn(level)
                 done.append((level, stats))
     except KeyboardInterrupt:
@@ -322,13 +324,14 @@ def synthetic_images(count: int, seed: int = 0) -> list[bytes]:
     return contents
 
 
-def _print_row(level: Level, *, first: bool) -> None:
+def _print_row(level: Level, stats: Any, *, first: bool) -> None:
     cells = [level.name, f"{level.images_per_s:.1f}"]
     bound = "≥" if level.not_sent else ""
     found = level.latencies
     latencies_s = [*map(found.percentile_s, PERCENTILES), found.max_s]
     cells += [bound + _milliseconds(latency_s) if found.count else "-" for latency_s in latencies_s]
-    cells += [str(sum(level.errors.values()))]
+    batch = stats.get("batch_images") if isinstance(stats, dict) else None
+    cells += ["-" if batch is None else f"{batch:.1f}", str(sum(level.errors.values()))]
     cells += ["-", "-"] if level.rate_per_s is None else [str(level.late), str(level.not_sent)]
     if first:
         click.echo(_aligned(_COLUMNS))

@@ -21,11 +21,11 @@ _SERVED: Final = (
     ((0, b"BM"),),
     ((0, b"RIFF"), (8, b"WEBP")),
 )
-# What may be sent, too, where images are converted before: TIFF, AVIF, HEIC.
+# What may be sent, too, where images are converted before: TIFF, AVIF, HEIC. Videos begin with ftyp as well.
+_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1")
 _CONVERTED: Final = (
-    ((0, b"II*\0"),),
-    ((0, b"MM\0*"),),
-    *(((4, b"ftyp" + brand),) for brand in (b"avif", b"heic", b"heix", b"mif1")),
+    *(((0, start),) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    *(((4, b"ftyp" + brand),) for brand in _BRANDS),
 )
 _HEAD_BYTES: Final = 12
 _CHUNK_BYTES: Final = 2**16

@@ -45,10 +45,11 @@ def test_the_table_and_everything_as_json(bench: Any, server: Any, tmp_path: Pat
     status, out, err = bench("--concurrency", "1,3", "--rate", "100", "--output", path, "--seed", "7")
     assert status == 0, err
     header, *rows = (re.split(r"  +", line.strip()) for line in out.splitlines())
-    assert header == ["load", "images/s", "p50", "p90", "p99", "p99.9", "max", "errors", "late", "not sent"]
+    assert header[:7] == ["load", "images/s", "p50", "p90", "p99", "p99.9", "max"]
+    assert header[7:] == ["batch", "errors", "late", "not sent"]
     assert [row[0] for row in rows] == ["1 caller", "3 callers", "100/s"]
-    assert all(row[7] == "0" for row in rows)
-    assert [row[8:] for row in rows[:2]] == [["-", "-"], ["-", "-"]]
+    assert all(row[8] == "0" for row in rows)
+    assert [row[9:] for row in rows[:2]] == [["-", "-"], ["-", "-"]]
 
     result = json.loads(path.read_text())
     assert (result["target"], result["model"], result["version"]) == (server.target, "flowers", 3)
@@ -64,6 +65,9 @@ def test_the_table_and_everything_as_json(bench: Any, server: Any, tmp_path: Pat
         assert level["latency_ms"]["p50"] <= level["latency_ms"]["p99.9"] <= level["latency_ms"]["max"]
         assert row[1] == f"{level['images_per_s']:.1f}"
         assert float(row[2]) == pytest.approx(level["latency_ms"]["p50"], abs=0.06)
+    for level, row in zip(result["levels"], rows, strict=True):
+        batch = (level["client_stats"] or {}).get("batch_images")
+        assert row[7] == ("-" if batch is None else f"{batch:.1f}")
     # Every request was for one of the images, and all of them were asked for.
     asked = {content for batch in server.batches for content in batch}
     assert asked == set(synthetic_images(16))
