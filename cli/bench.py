@@ -20,7 +20,6 @@ from graftserve.client import Client, Prediction
 
 from .connection import connection_options
 from .image_paths import ImagePaths
-from .interruptible import interruptible
 from .latency import PERCENTILES
 from .latency_plot import PLOT_FORMATS, write_plot
 from .load import Clock, Level, closed_loop, open_loop
@@ -249,9 +248,7 @@ class _Bench:
     def first_answer(self, timeout_s: float) -> Prediction:
         """What tells a wrong target, model or image before anything is measured."""
         with self._connect() as client:
-            answers = (client.classify(image, timeout_s=timeout_s) for image in self._contents[:1])
-            with closing(interruptible(answers, client.close)) as answered:
-                return next(answered)
+            return client.classify(self._contents[0], timeout_s=timeout_s)
 
     def levels(self, concurrency: Sequence[int], rates: Sequence[float] | str) -> Iterator[tuple[Level, Any]]:
         """Each level, and what the client counted meanwhile; one that was interrupted is the last."""

@@ -15,7 +15,6 @@ from graftserve.client import Client, ClientError, InvalidImageError, Prediction
 
 from .connection import connection_options
 from .image_paths import STDIN, ImagePaths, printable
-from .interruptible import interruptible
 from .output import CommandError, CountPrinter, print_result, require_extra
 from .predictions import (
     FORMATS,
@@ -139,14 +138,13 @@ def _check_output(output: Path) -> None:
 def _unbuffered_stdin() -> IO[bytes]:
     if sys.stdin is None:
         raise CommandError("-: expected paths on stdin, but it is closed")
-    # Also: a thread that waits in a buffered file when Python ends would abort it.
     return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
 
 
 def _answers(
     client: Client, paths: ImagePaths
 ) -> Generator[tuple[str, Prediction | InvalidImageError], None, None]:
-    """Each path with its answer, in order; may be interrupted and closed at any time."""
+    """Each path with its answer, in order."""
     asked: deque[str] = deque()
 
     def images() -> Iterator[str]:
@@ -154,8 +152,8 @@ def _answers(
             asked.append(path)
             yield path
 
-    pairs = ((asked.popleft(), answer) for answer in client.stream(images()))
-    return interruptible(pairs, client.close)
+    for answer in client.stream(images()):
+        yield asked.popleft(), answer
 
 
 def _print(client: Client, paths: ImagePaths, *, top: int, as_json: bool) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from graftserve.client import Client, ClientError, Prediction
+from graftserve.client import Client, ClientError, Prediction, RetryPolicy
 
 from .output import CommandError, ProgressPrinter, import_tensorflow, print_result, require_extra
 from .server_process import ServerProcess
@@ -214,7 +214,7 @@ class _Load:
 
     def _ask(self, start: int) -> None:
         # One attempt each: a retry would hide a request that the server lost.
-        with Client(self.target, _MODEL, max_attempts=1) as client:
+        with Client(self.target, _MODEL, retry=RetryPolicy(max_attempts=1)) as client:
             index = start
             while not self._stop:
                 path, _ = self.held_out[index % len(self.held_out)]

@@ -21,7 +21,14 @@ import numpy as np
 import pytest
 
 from graftserve.cli.server_process import ServerProcess
-from graftserve.client import Client, ClientError, InvalidImageError, Prediction, VersionState
+from graftserve.client import (
+    Client,
+    ClientError,
+    InvalidImageError,
+    Prediction,
+    RetryPolicy,
+    VersionState,
+)
 
 MODEL = "digits"
 
@@ -127,7 +134,7 @@ def test_a_new_version_takes_over_without_a_lost_request(serve, models: Path, tr
 
     def ask() -> None:
         last = 0
-        with Client(target, MODEL, max_attempts=1) as client:
+        with Client(target, MODEL, retry=RetryPolicy(max_attempts=1)) as client:
             while not stop.is_set():
                 try:
                     version = client.classify(image).version
@@ -174,7 +181,7 @@ def test_a_stop_finishes_what_is_under_way(serve, models: Path, trained: Any, nu
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def ask() -> None:
-        with Client(target, MODEL, max_attempts=1, max_batch_images=len(images)) as client:
+        with Client(target, MODEL, retry=RetryPolicy(max_attempts=1), max_batch_images=len(images)) as client:
             results.extend(client.classify_many(source()))
 
     with Client(target, MODEL) as warm:
@@ -189,7 +196,10 @@ def test_a_stop_finishes_what_is_under_way(serve, models: Path, trained: Any, nu
     caller.join(30)
     assert len(results) == len(images)
     assert all(isinstance(result, Prediction) for result in results)
-    with Client(target, MODEL, max_attempts=1, timeout_s=2) as late, pytest.raises(ClientError):
+    with (
+        Client(target, MODEL, retry=RetryPolicy(max_attempts=1), timeout_s=2) as late,
+        pytest.raises(ClientError),
+    ):
         late.status()
 
 

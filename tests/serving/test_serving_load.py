@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from graftserve.cli.server_process import ServerProcess
-from graftserve.client import Client, UnavailableError, VersionState
+from graftserve.client import Client, RetryPolicy, UnavailableError, VersionState
 from graftserve.client.wire import PredictRequest, PredictResponse
 from graftserve.client.wire.contract import IMAGE_BYTES
 from graftserve.client.wire.methods import PREDICT
@@ -175,7 +175,7 @@ class Callers:
         assert not self.errors
 
     def _ask(self, target: str, attempts: int) -> None:
-        with Client(target, MODEL, max_attempts=attempts, timeout_s=180) as client:
+        with Client(target, MODEL, retry=RetryPolicy(max_attempts=attempts), timeout_s=180) as client:
             while not self._stop.is_set():
                 try:
                     answer = client.classify(self._image)
