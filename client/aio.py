@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 import grpc.aio
 
+from .attempts import Attempt, Work
 from .base import POLL_S, POLL_TIMEOUT_S, BaseClient
 from .batching import Item, Lane
 from .bulk import Bulk
 from .channel import channel_options
-from .engine import Attempt, Work
 from .errors import ClientError, InvalidArgumentError, InvalidImageError, NotFoundError, RetryError
 from .images import ImageInput, encode_image
 from .lanes import ClassifyLane, EmbedLane

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from .attempts import Attempt, Failure
 from .batching import Item
 from .bulk import Bulk
 from .channel import pushback_s
-from .engine import Attempt, Engine, Failure
+from .engine import Engine
 from .errors import (
     ClientError,
     ClosedError,

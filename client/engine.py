@@ -16,21 +16,14 @@ import copy
 import math
 import re
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
 
+from .attempts import Attempt, Batch, Failure, Work
 from .batching import Item, Lane, Pending, share
-from .errors import (
-    CallCancelledError,
-    ClientError,
-    ClosedError,
-    InvalidArgumentError,
-    OverloadedError,
-    UnavailableError,
-    from_status,
-)
+from .engine_errors import EngineErrors
+from .errors import ClientError, InvalidArgumentError
 from .isolation import Search
 from .limits import BatchSize, Concurrency
 from .options import Options
@@ -39,7 +32,7 @@ from .retry import RetryBudget, retry_wait_s
 from .stats import Counters, Stats, TargetStats
 from .targets import Targets
 
-__all__ = ["Attempt", "Engine", "Failure", "Work"]
+__all__ = ["Engine"]
 
 _INITIAL_IN_FLIGHT: Final = 4
 _METADATA_S: Final = 10.0
@@ -58,87 +51,6 @@ _REFUSALS: Final = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.
 _ABSENT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
-@dataclass(frozen=True)
-class Failure:
-    """How an attempt failed.
-
-    error: where it did so on this side; else `code` and `details` are the server's or gRPC's own.
-    pushback_s: what the server asked to wait for, if it did.
-    cause: the exception behind it.
-    """
-
-    code: grpc.StatusCode | None = None
-    details: str = ""
-    pushback_s: float | None = None
-    error: ClientError | None = None
-    cause: BaseException | None = None
-
-
-@dataclass(eq=False)
-class _Batch:
-    """Items that share a request, until all of them are finished."""
-
-    lane: Lane
-    items: list[Item]
-    attempts: list["Attempt"] = field(default_factory=list)  # under way
-    sent: int = 0  # attempts so far, of what is asked now
-    explained: bool = False
-    search: Search[Item] | None = None
-    asked: list[Item] = field(default_factory=list)
-    refusal: Failure | None = None  # while its explanation is under way
-    retry_at: float | None = None
-    hedge_at: float | None = None
-    last_failure: Failure | None = None
-    rows: int = 0
-
-
-@dataclass(eq=False)
-class Attempt:
-    """One request to one target.
-
-    lane, items: what it asks.
-    number: from 1; hedge: sent beside another.
-    timeout_s: what gRPC gives it.
-    handle: the shell's, to cancel it by; over: the engine waits for it no more.
-    """
-
-    batch: _Batch
-    lane: Lane
-    items: list[Item]
-    target: int
-    number: int
-    hedge: bool
-    started: float
-    timeout_s: float
-    explains: bool = False
-    handle: Any = None
-    over: bool = False
-
-    @property
-    def rows(self) -> int:
-        """In the request."""
-        return sum(item.rows for item in self.items)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the items' contents."""
-        return sum(item.size_bytes for item in self.items)
-
-    @property
-    def queue_s(self) -> float:
-        """How long the oldest of its items had waited when it was sent."""
-        return max(0.0, self.started - min((item.submitted for item in self.items), default=self.started))
-
-
-@dataclass
-class Work:
-    """What the shell has to do, in this order, after it has left the engine."""
-
-    finished: list[Item] = field(default_factory=list)
-    cancels: list[Attempt] = field(default_factory=list)
-    sends: list[Attempt] = field(default_factory=list)
-
-
 class Engine:
     """See the module. Not safe for threads: the shell lets one in at a time.
 
@@ -150,6 +62,7 @@ class Engine:
         self, options: Options, metadata_lane: Lane, now: float, random: Callable[[], float]
     ) -> None:
         self._options = options
+        self._errors = EngineErrors(options)
         self._metadata_lane = metadata_lane
         self._random = random
         self._targets = Targets(options.targets)
@@ -160,8 +73,8 @@ class Engine:
         self._lanes: dict[Hashable, Pending] = {}
         self._queued_rows = 0
         self._queued_bytes = 0
-        self._batches: list[_Batch] = []
-        self._where: dict[int, _Batch] = {}  # by id() of an item
+        self._batches: list[Batch] = []
+        self._where: dict[int, Batch] = {}  # by id() of an item
         self._in_flight = 0  # batches of lanes that are not urgent
         self._in_flight_rows = 0
         self._metadata: tuple[float, ModelMetadata] | None = None
@@ -177,10 +90,10 @@ class Engine:
             item.submitted = now
             self._counters.items += 1
             if self._closed:
-                self._finish(item, self._closed_error())
+                self._finish(item, self._errors.closed())
             elif not item.lane.urgent and not self.has_room(item.rows, item.size_bytes):
                 self._counters.overloaded += 1
-                self._finish(item, self._overloaded_error())
+                self._finish(item, self._errors.overloaded(self._load()))
             else:
                 self._enqueue(item)
         return self._pump(now)
@@ -268,7 +181,7 @@ class Engine:
         if item.finished:
             return self._flush()
         self._counters.cancelled += 1
-        return self._depart(item, self._own_error(CallCancelledError, "the caller cancelled the call"), now)
+        return self._depart(item, self._errors.left(), now)
 
     def tick(self, now: float) -> Work:
         """Time has passed; see `wake_at`."""
@@ -284,12 +197,12 @@ class Engine:
         self._closed = True
         for batch in tuple(self._batches):
             self._cancel_attempts(batch)
-            self._reject(batch, self._closed_error())
+            self._reject(batch, self._errors.closed())
         for pending in self._lanes.values():
             while items := pending.take(1, 1):
                 for item in items:
                     self._dequeue(item)
-                    self._finish(item, self._closed_error())
+                    self._finish(item, self._errors.closed())
         return self._pump(now)
 
     # What a shell asks
@@ -346,7 +259,7 @@ class Engine:
                 items = pending.take(self._rows_for(pending), self._max_batch_bytes)
             for item in items:
                 self._dequeue(item)
-            batch = _Batch(pending.lane, items, rows=sum(item.rows for item in items))
+            batch = Batch(pending.lane, items, rows=sum(item.rows for item in items))
             for item in items:
                 self._where[id(item)] = batch
             self._batches.append(batch)
@@ -399,7 +312,7 @@ class Engine:
         # No later than lets the nearest deadline be met.
         return max(now, min(wait_until, pending.nearest_deadline - 2 * (pending.latency.slow_s or 0.0)))
 
-    def _start(self, batch: _Batch, now: float, *, hedge: bool = False, explains: bool = False) -> None:
+    def _start(self, batch: Batch, now: float, *, hedge: bool = False, explains: bool = False) -> None:
         """Send the batch, or what is asked of it now, to a target."""
         batch.retry_at = None
         items = [item for item in batch.asked or batch.items if not item.finished]
@@ -445,13 +358,13 @@ class Engine:
         self._counters.sent(attempt.rows, explains=explains, hedge=hedge, again=batch.sent > 1 and not hedge)
         self._work.sends.append(attempt)
 
-    def _hedge_wait_s(self, batch: _Batch) -> float | None:
+    def _hedge_wait_s(self, batch: Batch) -> float | None:
         slow_s = self._lane(batch.lane).latency.slow_s
         if batch.lane.urgent or slow_s is None or batch.sent >= self._options.retry.max_attempts:
             return None
         return slow_s if self._options.retry.hedge else max(_STALL_S, _STALL * slow_s)
 
-    def _hedge(self, batch: _Batch, now: float) -> None:
+    def _hedge(self, batch: Batch, now: float) -> None:
         batch.hedge_at = None
         if batch.attempts and self._budget.spend(now):
             self._start(batch, now, hedge=True)
@@ -475,7 +388,7 @@ class Engine:
         if attempt.lane.merges and len(attempt.items) > 1:
             lane.back.answered(attempt.rows, latency_s, now)
 
-    def _too_much(self, batch: _Batch, failure: Failure, now: float) -> bool:
+    def _too_much(self, batch: Batch, failure: Failure, now: float) -> bool:
         """Whether the request was refused for its size; then its items wait again, for smaller ones."""
         count = _TOO_MANY.search(failure.details)
         size = _TOO_LARGE.search(failure.details)
@@ -487,7 +400,7 @@ class Engine:
         else:
             return False
         if len(items) == 1:
-            self._reject_asked(batch, self._error(failure, batch.sent, InvalidArgumentError), now)
+            self._reject_asked(batch, self._errors.failed(failure, batch.sent, InvalidArgumentError), now)
         elif batch.search is not None:
             batch.search.refused()
             self._next_group(batch, now)
@@ -500,7 +413,7 @@ class Engine:
             self._queued_bytes += sum(item.size_bytes for item in items)
         return True
 
-    def _refused(self, batch: _Batch, failure: Failure, now: float) -> None:
+    def _refused(self, batch: Batch, failure: Failure, now: float) -> None:
         """The server does not take the request: find out why, and because of which item."""
         batch.refusal = failure
         if (
@@ -512,13 +425,13 @@ class Engine:
         else:
             self._start(batch, now, explains=True)
 
-    def _judge(self, batch: _Batch, now: float) -> None:
+    def _judge(self, batch: Batch, now: float) -> None:
         """Decide on a refusal, with the model's signatures if they could be had."""
         failure = batch.refusal
         if failure is None:
             return
         batch.refusal = None
-        error = self._error(failure, batch.sent)
+        error = self._errors.failed(failure, batch.sent)
         if not batch.explained:
             batch.explained = True
             metadata = self._metadata[1] if self._metadata is not None else None
@@ -546,7 +459,7 @@ class Engine:
         else:
             self._reject(batch, batch.lane.blame(error))
 
-    def _next_group(self, batch: _Batch, now: float) -> None:
+    def _next_group(self, batch: Batch, now: float) -> None:
         """Ask the next part of a batch that is searched; close one that is done."""
         if batch.search is not None:
             while group := batch.search.ask():
@@ -557,7 +470,7 @@ class Engine:
                     return
         self._close_batch(batch)
 
-    def _lost(self, batch: _Batch, failure: Failure, now: float) -> None:
+    def _lost(self, batch: Batch, failure: Failure, now: float) -> None:
         """Send again what got lost, if policy, budget and time allow."""
         if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._concurrency.overloaded()
@@ -576,7 +489,7 @@ class Engine:
                 self._finish(item, self._deadline_error(item))
             self._next_group(batch, now)
         else:
-            self._reject(batch, self._error(failure, batch.sent))
+            self._reject(batch, self._errors.failed(failure, batch.sent))
 
     # Endings
 
@@ -592,7 +505,7 @@ class Engine:
             self._next_group(batch, now)
         return self._pump(now)
 
-    def _reject(self, batch: _Batch, error: ClientError, items: Sequence[Item] | None = None) -> None:
+    def _reject(self, batch: Batch, error: ClientError, items: Sequence[Item] | None = None) -> None:
         """Finish items with the error, by default all of the batch; each gets a copy of its own."""
         for item in batch.items if items is None else items:
             if not item.finished:
@@ -602,7 +515,7 @@ class Engine:
         if items is None:
             self._close_batch(batch)
 
-    def _reject_asked(self, batch: _Batch, error: ClientError, now: float) -> None:
+    def _reject_asked(self, batch: Batch, error: ClientError, now: float) -> None:
         """Finish with the error what the last attempt asked for, and go on with the rest."""
         self._reject(batch, error, batch.asked)
         self._next_group(batch, now)
@@ -616,7 +529,7 @@ class Engine:
         self._counters.finished(result)
         self._work.finished.append(item)
 
-    def _close_batch(self, batch: _Batch) -> None:
+    def _close_batch(self, batch: Batch) -> None:
         if batch not in self._batches:
             return
         self._batches.remove(batch)
@@ -631,7 +544,7 @@ class Engine:
         attempt.batch.hedge_at = None
         self._targets.ended(attempt.target)
 
-    def _cancel_attempts(self, batch: _Batch) -> None:
+    def _cancel_attempts(self, batch: Batch) -> None:
         for attempt in tuple(batch.attempts):
             self._end(attempt)
             self._targets.breakers[attempt.target].gave_up(attempt.started)
@@ -664,69 +577,11 @@ class Engine:
         work, self._work = self._work, Work()
         return work
 
-    # Errors
-
-    def _error(self, failure: Failure, attempts: int, kind: type[ClientError] | None = None) -> ClientError:
-        error = from_status(
-            failure.code or grpc.StatusCode.UNKNOWN,
-            failure.details,
-            target=self._options.target,
-            model=self._options.model,
-            attempts=attempts,
-            kind=kind,
-        )
-        error.__cause__ = failure.cause
-        return error
-
-    def _own_error(self, kind: type[ClientError], message: str) -> ClientError:
-        return kind(message, target=self._options.target, model=self._options.model)
-
     def _deadline_error(self, item: Item) -> ClientError:
-        batch = self._where.get(id(item))
-        seconds = item.deadline - item.submitted
-        if batch is None or not batch.sent:
-            details = f"the call's {seconds:.3g} s were over before it could be sent; {self._load()}"
-        elif batch.retry_at is not None and batch.last_failure is not None:
-            code = batch.last_failure.code
-            details = (
-                f"the call's {seconds:.3g} s were over before attempt {batch.sent + 1}; the last gave "
-                f"{code.name if code else 'an error'}: {batch.last_failure.details or 'no details'}"
-            )
-        else:
-            details = f"no answer within the call's {seconds:.3g} s; {self._load()}"
-        return from_status(
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            details,
-            target=self._options.target,
-            model=self._options.model,
-            attempts=max(1, batch.sent if batch else 1),
-        )
-
-    def _overloaded_error(self) -> ClientError:
-        return self._own_error(
-            OverloadedError,
-            f"not sent to {self._name}: {self._load()}, and no more may wait "
-            f"(max_queued_images {self._options.max_queued_images}, max_queued_bytes "
-            f"{self._options.max_queued_bytes}): send fewer calls at a time, or try again later",
-        )
+        return self._errors.deadline(item, self._where.get(id(item)), self._load())
 
     def _circuit_error(self, rest_s: float) -> ClientError:
-        failures = max(breaker.failures for breaker in self._targets.breakers)
-        again = f"in {rest_s:.1f} s" if math.isfinite(rest_s) else "now, by another call"
-        error = self._own_error(
-            UnavailableError,
-            f"not sent to {self._name}: the last {failures} attempts found no server; it is tried again "
-            f"{again} (check the address and that the server is running)",
-        )
-        error.code = grpc.StatusCode.UNAVAILABLE
-        return error
-
-    def _closed_error(self) -> ClientError:
-        return self._own_error(ClosedError, f"the client of {self._name} is closed: make a new one")
-
-    @property
-    def _name(self) -> str:
-        return f"model {self._options.model!r} at {self._options.target}"
+        return self._errors.circuit(max(breaker.failures for breaker in self._targets.breakers), rest_s)
 
     def _load(self) -> str:
         return f"{self._queued_rows} images wait and {self._in_flight} requests are under way"
