@@ -14,6 +14,7 @@ _FAILURES: Final = 5
 _FAILING_S: Final = 3.0
 _FIRST_REST_S: Final = 0.5
 _MAX_REST_S: Final = 10.0
+_STALLED_S: Final = 10.0
 
 
 class Breaker:
@@ -55,9 +56,10 @@ class Breaker:
         if not self.failures:
             self._failing_since = now
         self.failures += 1
-        if self._probe_at is not None or (
-            self.failures >= _FAILURES and now - self._failing_since >= _FAILING_S
-        ):
+        on_trial = self._probe_at == math.inf
+        lasting = self.failures >= _FAILURES and now - self._failing_since >= _FAILING_S
+        # While it rests, only what was sent before can fail.
+        if on_trial or (lasting and self._probe_at is None):
             self._probe_at = now + self._rest_s * (0.5 + 0.5 * random)
             self._rest_s = min(2 * self._rest_s, _MAX_REST_S)
 
@@ -68,12 +70,17 @@ class Breaker:
 
 
 class Targets:
-    """Chooses the target with the fewest requests under way among those whose circuit is closed."""
+    """Chooses the target with the fewest requests under way among those whose circuit is closed.
+
+    For ten seconds after a request stalled at one, it is asked only if all have stalled: a server that hangs
+    looks idle, because what it does not answer is given up.
+    """
 
     def __init__(self, targets: Sequence[str]) -> None:
         self.names = tuple(targets)
         self.breakers = tuple(Breaker() for _ in targets)
         self.in_flight = [0] * len(targets)
+        self._stalled_until = [-math.inf] * len(targets)
         self._turn = 0
 
     def pick(self, now: float, *, avoid: Sequence[int] = (), even_open: bool = False) -> int | None:
@@ -83,13 +90,14 @@ class Targets:
         even_open: do not ask the breakers.
         """
         count = len(self.names)
-        best: tuple[bool, int, int] | None = None
+        best: tuple[bool, bool, int, int] | None = None
         choice = None
         for step in range(count):
             number = (self._turn + step) % count
             if not even_open and self.breakers[number].opens_at(now) > now:
                 continue
-            rank = (number in avoid, self.in_flight[number], step)
+            stalled = now < self._stalled_until[number]
+            rank = (number in avoid, stalled, self.in_flight[number], step)
             if best is None or rank < best:
                 best, choice = rank, number
         if choice is not None:
@@ -108,3 +116,12 @@ class Targets:
     def ended(self, number: int) -> None:
         """A request to this target has ended, however it did."""
         self.in_flight[number] -= 1
+
+    def answered(self, number: int) -> None:
+        """This target answered a request, be it with an error of its own."""
+        self._stalled_until[number] = -math.inf
+        self.breakers[number].succeeded()
+
+    def stalled(self, number: int, now: float) -> None:
+        """A request to this target was given up after long silence."""
+        self._stalled_until[number] = now + _STALLED_S
