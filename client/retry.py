@@ -69,9 +69,8 @@ def retry_wait_s(
     left_s: seconds until the deadline; a wait that would use them all is not begun.
     random: uniform in [0, 1).
     pushback_s: what the server asks to wait (`grpc-retry-pushback-ms`); negative means: do not come back.
-    A request that got lost is worth it: it changes nothing on the server, so sending it twice is safe. So
-        is one
-    that an overloaded server asks for again at a later time. Any other status would come back the same,
+    A request that got lost is worth it: it changes nothing on the server, so sending it twice is safe. So is
+    one that an overloaded server asks for again at a later time. Any other status would come back the same,
     or make an overload worse.
     """
     overloaded = code is grpc.StatusCode.RESOURCE_EXHAUSTED and pushback_s is not None
@@ -108,11 +107,15 @@ class RetryBudget:
 
     def spend(self, now: float) -> bool:
         """Take one retry out of the budget; False if it is used up."""
-        self._balance = self._refilled(now)
-        if self._balance < 1:
+        if not self.allows(now):
             return False
         self._balance -= 1
         return True
+
+    def allows(self, now: float) -> bool:
+        """Whether a retry could be taken out now."""
+        self._balance = self._refilled(now)
+        return self._balance >= 1
 
     def _refilled(self, now: float) -> float:
         balance = min(self._most, self._balance + (now - self._at) * self._per_s)
