@@ -1,10 +1,9 @@
 """What waits to be sent, and when how much of it goes: pure, time is passed in.
 
 Natural batching: what comes while nothing holds it back is sent at once, alone if it is alone; the rest
-    gathers while
-requests are under way. It is shared out evenly among the requests that may be (`limits` finds how many).
-The callers that an answer has just set free are likely to come back together, so for a moment their
-number is waited for.
+gathers while requests are under way. It is shared out evenly among the requests that may be (`limits` finds
+how many). The callers that an answer has just set free are likely to come back together, so for a moment
+their number is waited for.
 """
 
 import math
@@ -141,6 +140,7 @@ class Pending:
     lane: Lane
     back: Return = field(default_factory=Return)
     latency: Latency = field(default_factory=Latency)
+    adaptations: int = 0  # how often the lane has fitted its requests to the model
     rows: int = 0
     size_bytes: int = 0
     nearest_deadline: float = math.inf  # of all that came since it was last empty
@@ -160,8 +160,7 @@ class Pending:
     def left(self, item: Item) -> None:
         """The item, which is finished now, waits no more."""
         # It stays in the deque until its turn comes: a search would take longer than all the rest.
-        self.rows -= item.rows
-        self.size_bytes -= item.size_bytes
+        self._discount(item)
 
     def oldest(self) -> Item | None:
         """The one that has waited longest."""
@@ -179,18 +178,21 @@ class Pending:
             if taken and (rows > max_rows or size_bytes > max_bytes):
                 break
             taken.append(self._items.popleft())
-            self.rows -= item.rows
-            self.size_bytes -= item.size_bytes
+            self._discount(item)
             if not self.lane.merges:
                 break
-        if not self.rows:
-            self.nearest_deadline = math.inf
         return taken
 
     def _count(self, item: Item) -> None:
         self.rows += item.rows
         self.size_bytes += item.size_bytes
         self.nearest_deadline = min(self.nearest_deadline, item.deadline)
+
+    def _discount(self, item: Item) -> None:
+        self.rows -= item.rows
+        self.size_bytes -= item.size_bytes
+        if not self.rows:
+            self.nearest_deadline = math.inf
 
 
 def share(rows: int, requests: int, max_rows: int) -> int:
