@@ -1,8 +1,7 @@
 """Which of many items spoil a request: group testing by binary splitting.
 
-Source: F. K. Hwang, "A method for detecting all defective members in a population by group testing"
-    (1972). One
-culprit among N costs about log2(N) + 2 questions, where halving both sides would cost 2 log2(N).
+Source: F. K. Hwang, "A method for detecting all defective members in a population by group testing" (1972).
+One culprit among N costs about log2(N) + 2 questions, where halving both sides would cost 2 log2(N).
 """
 
 from collections.abc import Sequence
