@@ -43,6 +43,7 @@ class Batch:
     retry_at: float | None = None
     hedge_at: float | None = None
     last_failure: Failure | None = None
+    adaptations: int = 0  # of the lane, when the batch was sent last
     rows: int = 0
 
 

@@ -37,9 +37,12 @@ __all__ = ["Engine"]
 _INITIAL_IN_FLIGHT: Final = 4
 _METADATA_S: Final = 10.0
 _MAX_IDLE_LANES: Final = 64
+_HEDGE_S: Final = 0.001  # at least
 _STALL: Final = 10.0  # times the latency of the slowest
 _STALL_S: Final = 1.0
 _SPARE_BYTES: Final = 1024  # of a message, beside its images
+_EXPLANATION_S: Final = 2.0
+_CLOCKS_S: Final = 0.1  # between gRPC's and ours
 
 # tensorflow_serving's batching_session.cc, and our server.
 _TOO_MANY: Final = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
@@ -92,7 +95,6 @@ class Engine:
             if self._closed:
                 self._finish(item, self._errors.closed())
             elif not item.lane.urgent and not self.has_room(item.rows, item.size_bytes):
-                self._counters.overloaded += 1
                 self._finish(item, self._errors.overloaded(self._load()))
             else:
                 self._enqueue(item)
@@ -104,8 +106,8 @@ class Engine:
             return self._flush()
         batch = attempt.batch
         self._end(attempt)
-        self._targets.breakers[attempt.target].succeeded()
-        self._cancel_attempts(batch)
+        self._targets.answered(attempt.target)
+        self._cancel_attempts(batch, now)
         if attempt.explains:
             self._metadata = (now, results[0])
             self._judge(batch, now)
@@ -129,27 +131,29 @@ class Engine:
         batch = attempt.batch
         self._end(attempt)
         self._counters.failed(failure.code)
-        breaker = self._targets.breakers[attempt.target]
         if failure.code in _ABSENT:
-            breaker.failed(now, self._random())
-        elif failure.code is None or failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            breaker.gave_up(now)
+            self._targets.breakers[attempt.target].failed(now, self._random())
+        elif failure.code is None:
+            self._targets.breakers[attempt.target].gave_up(now)
+        elif failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._gave_up(attempt, now)
         else:
-            breaker.succeeded()
+            self._targets.answered(attempt.target)
         if attempt.explains:
             self._judge(batch, now)
             return self._pump(now)
         batch.last_failure = failure
-        if batch.attempts and failure.code in _ABSENT:
-            return self._pump(now)  # another copy is under way
-        self._cancel_attempts(batch)
+        if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not _too_large(failure):
+            self._concurrency.overloaded(attempt.started, now)
         if failure.error is not None:
+            self._cancel_attempts(batch, now)
             self._reject_asked(batch, failure.error, now)
-        elif self._too_much(batch, failure, now):
+        elif self._too_much(attempt, failure, now):
             pass
         elif failure.code in _REFUSALS:
+            self._cancel_attempts(batch, now)
             self._refused(batch, failure, now)
-        else:
+        elif not batch.attempts:  # else another copy may do better
             self._lost(batch, failure, now)
         return self._pump(now)
 
@@ -158,14 +162,15 @@ class Engine:
         it should.
         """
         hedge_at, attempt.batch.hedge_at = attempt.batch.hedge_at, None
-        return math.inf if hedge_at is None else hedge_at - now
+        return hedge_at - now if hedge_at is not None and self._budget.allows(now) else math.inf
 
     def stalled(self, attempt: Attempt, now: float) -> Work:
         """An attempt that was taken over was given up: send another."""
         if not attempt.over:
             self._end(attempt)
-            self._targets.breakers[attempt.target].gave_up(now)
+            self._gave_up(attempt, now)
             self._counters.failed(grpc.StatusCode.DEADLINE_EXCEEDED)
+            self._budget.spend(now)
             self._start(attempt.batch, now)
         return self._pump(now)
 
@@ -173,14 +178,12 @@ class Engine:
         """The item's deadline has passed."""
         if item.finished:
             return self._flush()
-        self._counters.expired += 1
         return self._depart(item, self._deadline_error(item), now)
 
     def leave(self, item: Item, now: float) -> Work:
         """The item's caller waits no more."""
         if item.finished:
             return self._flush()
-        self._counters.cancelled += 1
         return self._depart(item, self._errors.left(), now)
 
     def tick(self, now: float) -> Work:
@@ -196,7 +199,7 @@ class Engine:
         """Finish all items with ClosedError, and all to come."""
         self._closed = True
         for batch in tuple(self._batches):
-            self._cancel_attempts(batch)
+            self._cancel_attempts(batch, now)
             self._reject(batch, self._errors.closed())
         for pending in self._lanes.values():
             while items := pending.take(1, 1):
@@ -256,7 +259,7 @@ class Engine:
             if pending.lane.urgent:
                 items = pending.take(1, self._max_batch_bytes)
             else:
-                items = pending.take(self._rows_for(pending), self._max_batch_bytes)
+                items = pending.take(self._enough(pending.rows + self._in_flight_rows), self._max_batch_bytes)
             for item in items:
                 self._dequeue(item)
             batch = Batch(pending.lane, items, rows=sum(item.rows for item in items))
@@ -268,12 +271,6 @@ class Engine:
                 self._in_flight_rows += batch.rows
             self._start(batch, now)
         return self._flush()
-
-    def _rows_for(self, pending: Pending) -> int:
-        """How many of its rows the next request takes."""
-        if self._options.max_delay_s:
-            return self._batch_size.limit  # whoever waits for company wants it
-        return share(pending.rows + self._in_flight_rows, self._concurrency.limit, self._batch_size.limit)
 
     def _next_due(self, now: float) -> Pending | None:
         """The lane whose oldest item has waited longest, among those that may go now."""
@@ -304,30 +301,37 @@ class Engine:
             wait_until = max(wait_until, pending.back.until)
         if wait_until <= now or pending.size_bytes >= self._max_batch_bytes:
             return now
-        enough = self._batch_size.limit
-        if self._options.max_delay_s == 0:
-            enough = share(expected, self._concurrency.limit, enough)
-        if pending.rows >= enough:
+        if pending.rows >= self._enough(expected):
             return now
-        # No later than lets the nearest deadline be met.
-        return max(now, min(wait_until, pending.nearest_deadline - 2 * (pending.latency.slow_s or 0.0)))
+        # No later than lets the nearest deadline be met; until more is known, half of the time is for that.
+        nearest, slow_s = pending.nearest_deadline, pending.latency.slow_s
+        answer_s = (nearest - oldest.submitted) / 2 if slow_s is None else 2 * slow_s
+        return max(now, min(wait_until, nearest - answer_s))
+
+    def _enough(self, rows: int) -> int:
+        """How many of `rows` should share a request."""
+        if self._options.max_delay_s > 0:
+            return self._batch_size.limit  # company was waited for
+        return share(rows, self._concurrency.limit, self._batch_size.limit)
 
     def _start(self, batch: Batch, now: float, *, hedge: bool = False, explains: bool = False) -> None:
         """Send the batch, or what is asked of it now, to a target."""
         batch.retry_at = None
+        self._expire_due(batch, now)
         items = [item for item in batch.asked or batch.items if not item.finished]
-        for item in items:
-            if item.deadline <= now:
-                self._counters.expired += 1
-                self._finish(item, self._deadline_error(item))
-        items = [item for item in items if not item.finished]
         if not items:
+            self._cancel_attempts(batch, now)
             self._next_group(batch, now)
             return
         batch.asked = items
         target = self._targets.pick(
             now, avoid=[attempt.target for attempt in batch.attempts], even_open=batch.lane.urgent
         )
+        if target is None and hedge:
+            return
+        if target is None and explains:
+            self._judge(batch, now)
+            return
         if target is None:
             opens_at = self._targets.opens_at(now)
             if batch.sent or self._options.wait_for_ready:
@@ -339,6 +343,8 @@ class Engine:
         self._targets.sent(target)
         if not explains:
             batch.sent += 1
+            batch.adaptations = self._lane(batch.lane).adaptations
+        left_s = max(item.deadline for item in items) - now
         attempt = Attempt(
             batch,
             self._metadata_lane if explains else batch.lane,
@@ -347,7 +353,7 @@ class Engine:
             batch.sent,
             hedge,
             now,
-            max(item.deadline for item in items) - now,
+            min(left_s, _EXPLANATION_S) if explains else left_s,
             explains,
         )
         batch.attempts.append(attempt)
@@ -362,7 +368,11 @@ class Engine:
         slow_s = self._lane(batch.lane).latency.slow_s
         if batch.lane.urgent or slow_s is None or batch.sent >= self._options.retry.max_attempts:
             return None
-        return slow_s if self._options.retry.hedge else max(_STALL_S, _STALL * slow_s)
+        return max(_HEDGE_S, slow_s) if self._options.retry.hedge else self._stall_s(batch.lane)
+
+    def _stall_s(self, lane: Lane) -> float:
+        """A request that takes so long seems lost."""
+        return max(_STALL_S, _STALL * (self._lane(lane).latency.slow_s or 0.0))
 
     def _hedge(self, batch: Batch, now: float) -> None:
         batch.hedge_at = None
@@ -388,17 +398,23 @@ class Engine:
         if attempt.lane.merges and len(attempt.items) > 1:
             lane.back.answered(attempt.rows, latency_s, now)
 
-    def _too_much(self, batch: Batch, failure: Failure, now: float) -> bool:
+    def _too_much(self, attempt: Attempt, failure: Failure, now: float) -> bool:
         """Whether the request was refused for its size; then its items wait again, for smaller ones."""
+        batch = attempt.batch
         count = _TOO_MANY.search(failure.details)
-        size = _TOO_LARGE.search(failure.details)
-        items = [item for item in batch.asked if not item.finished]
+        size = _too_large(failure)
+        # What does not make the next request smaller would be refused for ever.
         if count is not None:
-            self._batch_size.learned(int(count[1]))
-        elif size is not None and failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            self._max_batch_bytes = max(1, int(size[1]) - _SPARE_BYTES)
+            most = int(count[1])
+            self._batch_size.learned(most if most < attempt.rows else attempt.rows // 2)
+        elif size is not None:
+            most = size - _SPARE_BYTES
+            most = most if most < attempt.size_bytes else attempt.size_bytes // 2
+            self._max_batch_bytes = max(1, min(self._max_batch_bytes, most))
         else:
             return False
+        self._cancel_attempts(batch, now)
+        items = [item for item in batch.asked if not item.finished]
         if len(items) == 1:
             self._reject_asked(batch, self._errors.failed(failure, batch.sent, InvalidArgumentError), now)
         elif batch.search is not None:
@@ -416,14 +432,15 @@ class Engine:
     def _refused(self, batch: Batch, failure: Failure, now: float) -> None:
         """The server does not take the request: find out why, and because of which item."""
         batch.refusal = failure
-        if (
-            batch.explained
-            or batch.lane.urgent
-            or (self._metadata is not None and now - self._metadata[0] < _METADATA_S)
-        ):
+        if batch.explained or batch.lane.urgent or self._fresh_metadata(now) is not None:
             self._judge(batch, now)
         else:
             self._start(batch, now, explains=True)
+
+    def _fresh_metadata(self, now: float) -> ModelMetadata | None:
+        if self._metadata is None or now - self._metadata[0] >= _METADATA_S:
+            return None
+        return self._metadata[1]
 
     def _judge(self, batch: Batch, now: float) -> None:
         """Decide on a refusal, with the model's signatures if they could be had."""
@@ -434,8 +451,11 @@ class Engine:
         error = self._errors.failed(failure, batch.sent)
         if not batch.explained:
             batch.explained = True
-            metadata = self._metadata[1] if self._metadata is not None else None
+            metadata = self._fresh_metadata(now)
+            pending = self._lane(batch.lane)
             if metadata is not None and batch.lane.adapt(metadata):
+                pending.adaptations += 1
+            if batch.adaptations != pending.adaptations:
                 batch.sent = 0
                 self._start(batch, now)
                 return
@@ -462,6 +482,7 @@ class Engine:
     def _next_group(self, batch: Batch, now: float) -> None:
         """Ask the next part of a batch that is searched; close one that is done."""
         if batch.search is not None:
+            self._expire_due(batch, now)
             while group := batch.search.ask():
                 batch.asked = [item for item in group if not item.finished]
                 if batch.asked:
@@ -472,9 +493,6 @@ class Engine:
 
     def _lost(self, batch: Batch, failure: Failure, now: float) -> None:
         """Send again what got lost, if policy, budget and time allow."""
-        if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            self._concurrency.overloaded()
-            self._counters.overloaded += 1
         left_s = max((item.deadline for item in batch.asked if not item.finished), default=now) - now
         wait_s = None
         if batch.lane.retries:
@@ -483,7 +501,7 @@ class Engine:
             )
         if wait_s is not None and self._budget.spend(now):
             batch.retry_at = now + wait_s
-        elif failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        elif failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and left_s < _CLOCKS_S:
             # gRPC's clock was a little ahead of the callers'.
             for item in batch.asked:
                 self._finish(item, self._deadline_error(item))
@@ -500,10 +518,15 @@ class Engine:
             self._dequeue(item)
             self._lane(item.lane).left(item)
         elif all(other.finished for other in batch.asked or batch.items):
-            self._cancel_attempts(batch)
-            batch.retry_at = None
+            self._cancel_attempts(batch, now)
+            batch.refusal = batch.retry_at = None
             self._next_group(batch, now)
         return self._pump(now)
+
+    def _expire_due(self, batch: Batch, now: float) -> None:
+        for item in batch.items:
+            if item.deadline <= now and not item.finished:
+                self._finish(item, self._deadline_error(item))
 
     def _reject(self, batch: Batch, error: ClientError, items: Sequence[Item] | None = None) -> None:
         """Finish items with the error, by default all of the batch; each gets a copy of its own."""
@@ -544,11 +567,17 @@ class Engine:
         attempt.batch.hedge_at = None
         self._targets.ended(attempt.target)
 
-    def _cancel_attempts(self, batch: Batch) -> None:
+    def _cancel_attempts(self, batch: Batch, now: float) -> None:
         for attempt in tuple(batch.attempts):
             self._end(attempt)
-            self._targets.breakers[attempt.target].gave_up(attempt.started)
+            self._gave_up(attempt, now)
             self._work.cancels.append(attempt)
+
+    def _gave_up(self, attempt: Attempt, now: float) -> None:
+        """Nothing came from the target, be that its fault or not."""
+        self._targets.breakers[attempt.target].gave_up(now)
+        if now - attempt.started >= self._stall_s(attempt.batch.lane):
+            self._targets.stalled(attempt.target, now)
 
     # The queue
 
@@ -569,7 +598,8 @@ class Engine:
         pending = self._lanes.get(lane.key)
         if pending is None:
             if len(self._lanes) >= _MAX_IDLE_LANES:
-                self._lanes = {key: kept for key, kept in self._lanes.items() if kept.rows}
+                busy = {batch.lane.key for batch in self._batches}
+                self._lanes = {key: kept for key, kept in self._lanes.items() if kept.rows or key in busy}
             pending = self._lanes[lane.key] = Pending(lane)
         return pending
 
@@ -585,3 +615,9 @@ class Engine:
 
     def _load(self) -> str:
         return f"{self._queued_rows} images wait and {self._in_flight} requests are under way"
+
+
+def _too_large(failure: Failure) -> int | None:
+    """How large a message may be, if that is what it says."""
+    found = _TOO_LARGE.search(failure.details)
+    return int(found[1]) if found and failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED else None

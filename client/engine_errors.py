@@ -53,6 +53,11 @@ class EngineErrors:
                 f"the call's {seconds:.3g} s were over before attempt {batch.sent + 1}; the last gave "
                 f"{code.name if code else 'an error'}: {batch.last_failure.details or 'no details'}"
             )
+        elif batch.refusal is not None:
+            details = (
+                f"the call's {seconds:.3g} s were over while a refusal was looked into: "
+                f"{batch.refusal.details or 'no details'}"
+            )
         else:
             details = f"no answer within the call's {seconds:.3g} s; {load}"
         return from_status(

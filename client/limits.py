@@ -8,7 +8,8 @@ concurrency-limits has no meaning where requests differ in size. So the number c
 Kleinrock's power, throughput over mean time from submission to answer ("Power and deterministic rules of
 thumb", ICC 1979). With a fixed number of callers that is throughput squared; with a fixed rate of
 arrivals it is latency. A step up must bring 5% of throughput (or 10% of latency), a step down may cost
-3%; then it rests. Overload halves the number at once, as AIMD does everywhere.
+3%; then it rests. Overload halves the number at once, as AIMD does everywhere, and once for
+all requests that were under way then.
 
 **Size of a request.** What has gathered while others were under way, up to the limits of the model. With a
 target for the latency, additive increase and multiplicative decrease find the largest size that meets it,
@@ -66,6 +67,7 @@ class Concurrency:
         self._next_step = 1
         self._rest = 0  # stretches to go before the next trial
         self._next_rest = _FIRST_REST
+        self._halved = -math.inf
         self._start: float | None = None
         self._requests = 0
         self._rows = 0
@@ -113,8 +115,11 @@ class Concurrency:
         elif self._step > 0:
             self._back()
 
-    def overloaded(self) -> None:
-        """The server refused a request for want of room."""
+    def overloaded(self, sent: float, now: float) -> None:
+        """The server refused a request, sent at that moment, for want of room."""
+        if sent < self._halved:
+            return  # one of those that were too many already then
+        self._halved = now
         half = max(1, self.limit // 2)
         self._rung = max(i for i, size in enumerate(self._rungs) if size <= half)
         self._before, self._step, self._rest = None, 0, _FIRST_REST

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import grpc
 
-from .errors import ClientError
+from .errors import CallCancelledError, ClientError, DeadlineExceededError, OverloadedError
 
 __all__ = ["Counters", "Stats", "TargetStats"]
 
@@ -28,7 +28,8 @@ class Stats:
     """Counts since the client was made, and what is true now.
 
     items: images, and calls that are none (predict, status, metadata); succeeded, failed: how they ended;
-        expired, cancelled and overloaded are among the failed.
+        among the failed expired (DeadlineExceededError), cancelled (CallCancelledError) and overloaded
+        (OverloadedError).
     requests: RPCs sent, among them retries, hedges (second copies) and explanations (questions for the
         signatures after a refusal); searches: batches asked in parts to find who spoils them.
     codes: failed RPCs by gRPC status.
@@ -73,10 +74,6 @@ class Counters:
     def __init__(self) -> None:
         self.items = 0
         self.succeeded = 0
-        self.expired = 0
-        self.cancelled = 0
-        self.overloaded = 0
-        self.answers = 0
         self.searches = 0
         self._requests = 0
         self._retries = 0
@@ -97,7 +94,6 @@ class Counters:
 
     def answered(self, rows: int, network_s: float, queue_s: float) -> None:
         """A request was answered."""
-        self.answers += 1
         self._rows.append(rows)
         self._network_s.append(network_s)
         self._queue_s.append(queue_s)
@@ -129,9 +125,9 @@ class Counters:
             items=self.items,
             succeeded=self.succeeded,
             failed=sum(self._errors.values()),
-            expired=self.expired,
-            cancelled=self.cancelled,
-            overloaded=self.overloaded,
+            expired=self._errors[DeadlineExceededError.__name__],
+            cancelled=self._errors[CallCancelledError.__name__],
+            overloaded=self._errors[OverloadedError.__name__],
             requests=self._requests,
             retries=self._retries,
             hedges=self._hedges,
