@@ -1,5 +1,6 @@
 """A thread that wakes when it is told to, and is there only while there is something to wake for."""
 
+import logging
 import math
 import threading
 import time
@@ -8,6 +9,7 @@ from typing import Final
 
 __all__ = ["Ticker"]
 
+_LOGGER: Final = logging.getLogger("graftserve.client")
 _IDLE_S: Final = 5.0
 
 
@@ -33,8 +35,8 @@ class Ticker:
             if self._running:
                 self._changed.notify()
                 return
+            threading.Thread(target=self._run, name="graftserve-client", daemon=True).start()
             self._running = True
-        threading.Thread(target=self._run, name="graftserve-client", daemon=True).start()
 
     def stop(self) -> None:
         """End the thread, without waiting for it."""
@@ -44,7 +46,11 @@ class Ticker:
 
     def _run(self) -> None:
         while self._wait():
-            self._tick()
+            try:
+                self._tick()
+            except Exception:
+                # All later moments depend on this thread.
+                _LOGGER.exception("a client's tick failed; the client goes on")
 
     def _wait(self) -> bool:
         """Until it is time; False when there has been nothing for long."""
