@@ -308,9 +308,12 @@ class Messages:
         if "valid" not in outputs:
             return [True] * count
         try:
-            return bools(response.outputs["valid"]).values
+            values, shape = bools(response.outputs["valid"])
         except TensorError as exc:
             raise self._unreadable("output 'valid'", exc) from exc
+        if shape != (count,):
+            raise self.not_fitting(f"expected one valid per image, [{count}], got shape {list(shape)}")
+        return values
 
     def _array(self, response: PredictResponse, name: str) -> "npt.NDArray[Any]":
         from .wire.tensors import to_array
