@@ -1,6 +1,4 @@
-"""The bookkeeping of one call for many images: what to take, what to submit, what is still to come. No
-I/O.
-"""
+"""The bookkeeping of one call for many images: what to take, to submit and to wait for; no I/O."""
 
 import math
 from collections.abc import Callable, Sequence

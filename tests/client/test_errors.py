@@ -1,6 +1,7 @@
 """The tree of errors and the mapping of gRPC's statuses."""
 
 import builtins
+import copy
 import pickle
 
 import grpc
@@ -45,6 +46,20 @@ def test_every_error_has_the_same_attributes_and_survives_pickling(cls):
     plain = cls("message")
     assert (plain.code, plain.target, plain.model, plain.details) == (None, "", "", "")
     error = cls("message", code=grpc.StatusCode.ABORTED, target="t", model="m", details="d")
-    copy = pickle.loads(pickle.dumps(error))
-    assert str(copy) == "message"
-    assert vars(copy) == vars(error)
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == "message"
+    assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_error_can_be_copied_for_each_who_shares_it(cls):
+    error = cls("message", code=grpc.StatusCode.ABORTED, target="t", model="m", details="d")
+    if cls is errors.InvalidImageError:
+        error.indexes = (3,)
+    own = copy.copy(error)
+    assert type(own) is cls
+    assert own is not error
+    assert str(own) == "message"
+    assert vars(own) == vars(error)
+    own.details = "other"
+    assert error.details == "d"
