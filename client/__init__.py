@@ -29,7 +29,7 @@ from .errors import (
     UnavailableError,
     UnimplementedError,
 )
-from .hooks import Hooks, RequestEnd, RequestStart
+from .hooks import CallEnd, CallStart, Hooks, RequestEnd, RequestStart
 from .images import ImageInput
 from .prepare import Prepare
 from .results import (
@@ -49,6 +49,8 @@ __all__ = [
     "AccessError",
     "AsyncClient",
     "CallCancelledError",
+    "CallEnd",
+    "CallStart",
     "Client",
     "ClientError",
     "ClosedError",

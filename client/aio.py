@@ -85,16 +85,17 @@ class AsyncClient(BaseClient):
         metadata: Mapping[str, str | bytes] | None = None,
     ) -> Prediction:
         """As Client.classify."""
-        deadline = self._deadline(timeout_s)
-        try:
-            content = await self._encoded(image)
-        except InvalidImageError as exc:
-            self._placed(exc)
-            raise
-        prediction: Prediction = await self._call(
-            "classify", self._classify_lane(metadata), content, deadline, size_bytes=len(content)
-        )
-        return prediction
+        with self._hooks.call("classify") as caller:
+            deadline = self._deadline(timeout_s)
+            try:
+                content = await self._encoded(image)
+            except InvalidImageError as exc:
+                self._placed(exc)
+                raise
+            prediction: Prediction = await self._call(
+                caller, self._classify_lane(metadata), content, deadline, size_bytes=len(content)
+            )
+            return prediction
 
     async def classify_many(
         self,
@@ -105,8 +106,9 @@ class AsyncClient(BaseClient):
     ) -> list[Prediction | InvalidImageError]:
         """As Client.classify_many."""
         lane = self._classify_lane(metadata)
-        async with aclosing(self._results("classify_many", lane, images, timeout_s)) as results:
-            return self._in_order([result async for result in results])
+        with self._hooks.call("classify_many") as caller:
+            async with aclosing(self._results(caller, lane, images, timeout_s)) as results:
+                return self._in_order([result async for result in results])
 
     async def stream(
         self,
@@ -119,14 +121,15 @@ class AsyncClient(BaseClient):
         waiting: dict[int, Prediction | InvalidImageError] = {}
         turn = 0
         lane = self._classify_lane(metadata)
-        async with aclosing(
-            self._results("stream", lane, images, timeout_s, for_each=True, held=waiting)
-        ) as results:
-            async for index, result in results:
-                waiting[index] = result
-                while turn in waiting:
-                    yield waiting.pop(turn)
-                    turn += 1
+        with self._hooks.call("stream") as caller:
+            async with aclosing(
+                self._results(caller, lane, images, timeout_s, for_each=True, held=waiting)
+            ) as results:
+                async for index, result in results:
+                    waiting[index] = result
+                    while turn in waiting:
+                        yield waiting.pop(turn)
+                        turn += 1
 
     async def stream_as_completed(
         self,
@@ -137,9 +140,10 @@ class AsyncClient(BaseClient):
     ) -> AsyncIterator[tuple[int, Prediction | InvalidImageError]]:
         """As Client.stream_as_completed."""
         lane = self._classify_lane(metadata)
-        async with aclosing(self._results("stream", lane, images, timeout_s, for_each=True)) as results:
-            async for pair in results:
-                yield pair
+        with self._hooks.call("stream") as caller:
+            async with aclosing(self._results(caller, lane, images, timeout_s, for_each=True)) as results:
+                async for pair in results:
+                    yield pair
 
     async def embed(
         self,
@@ -150,8 +154,9 @@ class AsyncClient(BaseClient):
     ) -> "npt.NDArray[np.float32]":
         """As Client.embed."""
         lane = self._embed_lane(metadata)
-        async with aclosing(self._results("embed", lane, images, timeout_s)) as results:
-            return self._stacked([result async for result in results])
+        with self._hooks.call("embed") as caller:
+            async with aclosing(self._results(caller, lane, images, timeout_s)) as results:
+                return self._stacked([result async for result in results])
 
     async def predict(
         self,
@@ -164,50 +169,56 @@ class AsyncClient(BaseClient):
         metadata: Mapping[str, str | bytes] | None = None,
     ) -> PredictResult:
         """As Client.predict."""
-        deadline = self._deadline(timeout_s)
-        lane, content, rows, size_bytes = self._predict_lane(inputs, signature, outputs, metadata, merge_rows)
-        result: PredictResult = await self._call(
-            "predict", lane, content, deadline, rows=rows, size_bytes=size_bytes
-        )
-        return result
+        with self._hooks.call("predict") as caller:
+            deadline = self._deadline(timeout_s)
+            lane, content, rows, size_bytes = self._predict_lane(
+                inputs, signature, outputs, metadata, merge_rows
+            )
+            result: PredictResult = await self._call(
+                caller, lane, content, deadline, rows=rows, size_bytes=size_bytes
+            )
+            return result
 
     async def status(self, *, timeout_s: float | None = None) -> tuple[VersionStatus, ...]:
         """As Client.status."""
-        return await self._status(self._deadline(timeout_s), retries=True)
+        with self._hooks.call("status") as caller:
+            return await self._status(caller, self._deadline(timeout_s), retries=True)
 
     async def metadata(self, *, timeout_s: float | None = None) -> ModelMetadata:
         """As Client.metadata."""
-        return await self._read_metadata(self._deadline(timeout_s), retries=True)
+        with self._hooks.call("metadata") as caller:
+            return await self._read_metadata(caller, self._deadline(timeout_s), retries=True)
 
     async def wait_until_ready(self, timeout_s: float = 30.0) -> int:
         """As Client.wait_until_ready."""
-        deadline = self._deadline(timeout_s)
-        while True:
-            poll_deadline = min(deadline, time.monotonic() + POLL_TIMEOUT_S)
-            cause: ClientError | None = None
-            try:
-                versions = await self._status(poll_deadline, retries=False)
-                version = self._ready_version(versions)
-                if version is not None and self._options.version_label is not None:
-                    return (await self._read_metadata(poll_deadline, retries=False)).version
-                if version is not None:
-                    return version
-                seen = self._seen(versions)
-            except (RetryError, NotFoundError, InvalidArgumentError) as exc:
-                cause, seen = exc, str(exc)
-            if time.monotonic() + POLL_S >= deadline:
-                raise self._not_ready(timeout_s, seen, cause)
-            await asyncio.sleep(POLL_S)
+        with self._hooks.call("wait_until_ready") as caller:
+            deadline = self._deadline(timeout_s)
+            while True:
+                poll_deadline = min(deadline, time.monotonic() + POLL_TIMEOUT_S)
+                cause: ClientError | None = None
+                try:
+                    versions = await self._status(caller, poll_deadline, retries=False)
+                    version = self._ready_version(versions)
+                    if version is not None and self._options.version_label is not None:
+                        return (await self._read_metadata(caller, poll_deadline, retries=False)).version
+                    if version is not None:
+                        return version
+                    seen = self._seen(versions)
+                except (RetryError, NotFoundError, InvalidArgumentError) as exc:
+                    cause, seen = exc, str(exc)
+                if time.monotonic() + POLL_S >= deadline:
+                    raise self._not_ready(timeout_s, seen, cause)
+                await asyncio.sleep(POLL_S)
 
-    async def _status(self, deadline: float, *, retries: bool) -> tuple[VersionStatus, ...]:
+    async def _status(self, caller: Any, deadline: float, *, retries: bool) -> tuple[VersionStatus, ...]:
         result: tuple[VersionStatus, ...] = await self._call(
-            "status", self._status_lane(retries=retries), None, deadline
+            caller, self._status_lane(retries=retries), None, deadline
         )
         return result
 
-    async def _read_metadata(self, deadline: float, *, retries: bool) -> ModelMetadata:
+    async def _read_metadata(self, caller: Any, deadline: float, *, retries: bool) -> ModelMetadata:
         lane = self._metadata_lane(retries=retries)
-        result: ModelMetadata = await self._call("metadata", lane, None, deadline)
+        result: ModelMetadata = await self._call(caller, lane, None, deadline)
         return result
 
     async def _encoded(self, image: ImageInput) -> bytes:
@@ -219,16 +230,13 @@ class AsyncClient(BaseClient):
     # One item, and many
 
     async def _call(
-        self, method: str, lane: Lane, content: Any, deadline: float, *, rows: int = 1, size_bytes: int = 0
+        self, caller: Any, lane: Lane, content: Any, deadline: float, *, rows: int = 1, size_bytes: int = 0
     ) -> Any:
         """Wait for the result of one item; raises it if it is an error."""
         self._check_process()
         self._enter_loop()
-        caller = self._hooks.call_started(method) if self._hooks else None
-        since = time.monotonic()
         done = asyncio.Event()
         item = Item(lane, content, rows, size_bytes, deadline, lambda _: done.set(), caller)
-        error: ClientError | None = None
         try:
             self._tell(partial(self._engine.submit, [item]))
             try:
@@ -237,18 +245,15 @@ class AsyncClient(BaseClient):
             except TimeoutError:
                 self._tell(partial(self._engine.expire, item))
             if isinstance(item.result, ClientError):
-                error = item.result
-                raise error
+                raise item.result
             return item.result
         finally:
             if not item.finished:
                 self._tell(partial(self._engine.leave, item))
-            if self._hooks:
-                self._hooks.call_ended(caller, method, time.monotonic() - since, error)
 
     async def _results(
         self,
-        method: str,
+        caller: Any,
         lane: ClassifyLane | EmbedLane,
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         timeout_s: float | None,
@@ -260,9 +265,6 @@ class AsyncClient(BaseClient):
         self._check_process()
         self._messages.check_images(images)
         self._enter_loop()
-        caller = self._hooks.call_started(method) if self._hooks else None
-        since = time.monotonic()
-        error: ClientError | None = None
         done: asyncio.Queue[Item] = asyncio.Queue()
         bulk = self._bulk(lane, done.put_nowait, timeout_s, caller, for_each=for_each)
         source: AsyncIterator[tuple[int, ImageInput]] | None = _enumerate(images)
@@ -289,14 +291,9 @@ class AsyncClient(BaseClient):
                     ):
                         raise item.result
                     yield index, item.result
-        except ClientError as exc:
-            error = exc
-            raise
         finally:
             for item in bulk.unfinished():
                 self._tell(partial(self._engine.leave, item))
-            if self._hooks:
-                self._hooks.call_ended(caller, method, time.monotonic() - since, error)
 
     async def _back(self, bulk: Bulk, done: "asyncio.Queue[Item]", *, wait: bool) -> AsyncIterator[Item]:
         """As Client._back."""
@@ -379,13 +376,15 @@ class AsyncClient(BaseClient):
     async def _send(self, attempt: Attempt) -> None:
         if attempt.over:
             return
-        start = self._request_start(attempt) if self._hooks else None
+        started = self._request_start(attempt)
         since = time.monotonic()
+        response: Any = None
         try:
+            metadata = self._request_metadata(attempt, started)
             call = self._stubs[attempt.target][attempt.lane.method.path](
                 attempt.lane.request([item.content for item in attempt.items]),
                 timeout=max(0.0, attempt.timeout_s),
-                metadata=self._request_metadata(attempt, start),
+                metadata=metadata,
                 wait_for_ready=self._options.wait_for_ready or None,
             )
             attempt.handle = call
@@ -393,15 +392,15 @@ class AsyncClient(BaseClient):
             results = attempt.lane.results(response, [item.content for item in attempt.items])
         except (Exception, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError) and attempt.over:
-                self._request_ended(start, grpc.StatusCode.CANCELLED.name, None, since)
+                self._request_abandoned(started, since)
                 return
             failure = self._failure(exc)
-            self._request_ended(start, failure.code.name if failure.code else "OK", None, since)
+            self._request_failed(started, since, failure, response=response)
             self._tell(partial(self._engine.failed, attempt, failure))
             if isinstance(exc, asyncio.CancelledError):
                 raise
         else:
-            self._request_ended(start, "OK", response, since)
+            self._request_answered(started, since, response, results)
             self._tell(partial(self._engine.answered, attempt, results))
 
 

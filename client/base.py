@@ -79,7 +79,7 @@ class BaseClient:
     metadata: sent with every request, names in lower case.
     prepare: makes the bytes to send of an image, such as `Prepare(max_side_px=512)`; by default images
         are sent as they are.
-    hooks: told of every call and request.
+    hooks: told of every call and request; several of them are told in their order (see `hooks`).
     interceptors: grpc.UnaryUnaryClientInterceptor, or that of grpc.aio for an AsyncClient.
     channel_options: gRPC's channel arguments, which replace those of the client.
 
@@ -109,7 +109,7 @@ class BaseClient:
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str | bytes] | None = None,
         prepare: Callable[[ImageInput], bytes] | None = None,
-        hooks: Hooks | None = None,
+        hooks: Hooks | Sequence[Hooks] | None = None,
         interceptors: Sequence[Any] = (),
         channel_options: Mapping[str, str | int] | None = None,
     ) -> None:
@@ -133,7 +133,7 @@ class BaseClient:
             channel_options=channel_options,
         )
         self._encode = prepare or encode_image
-        self._hooks = Watched(hooks)
+        self._hooks = Watched(hooks, model)
         self._process = os.getpid()
         self._messages = Messages(self._options.target, model, version, version_label)
         self._engine = Engine(self._options, MetadataLane(self._messages), time.monotonic(), random.random)
@@ -148,6 +148,16 @@ class BaseClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._options.target!r}, {self._options.model!r})"
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._options.model
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._engine.closed
 
     def stats(self) -> Stats:
         """What this client has done and is doing."""
@@ -284,22 +294,28 @@ class BaseClient:
 
     # Requests
 
-    def _request_start(self, attempt: Attempt) -> RequestStart:
-        return RequestStart(
-            target=self._options.targets[attempt.target],
-            model=self._options.model,
-            method=attempt.lane.method.path,
-            signature=attempt.lane.signature,
-            rows=attempt.rows,
-            size_bytes=attempt.size_bytes,
-            attempt=attempt.number,
-            hedge=attempt.hedge,
-            queue_s=attempt.queue_s,
-            callers=tuple({id(item.caller): item.caller for item in attempt.items}.values()),
+    def _request_start(self, attempt: Attempt) -> tuple[RequestStart, ...]:
+        """What each of the hooks is told; empty if there is none."""
+        callers = {id(item.caller): item.caller for item in attempt.items if item.caller is not None}
+        return tuple(
+            RequestStart(
+                target=self._options.targets[attempt.target],
+                model=self._options.model,
+                method=attempt.lane.method.path,
+                signature=attempt.lane.signature,
+                rows=attempt.rows,
+                size_bytes=attempt.size_bytes,
+                attempt=attempt.number,
+                hedge=attempt.hedge,
+                explains=attempt.explains,
+                queue_s=attempt.queue_s,
+                callers=own,
+            )
+            for own in zip(*callers.values(), strict=True)
         )
 
-    def _request_metadata(self, attempt: Attempt, start: RequestStart | None) -> Metadata:
-        own = self._hooks.request_started(start) if start is not None else ()
+    def _request_metadata(self, attempt: Attempt, started: tuple[RequestStart, ...]) -> Metadata:
+        own = self._hooks.request_started(started) if started else ()
         # An explanation is asked for with the credentials of the call.
         return self._options.metadata + attempt.batch.lane.metadata + own
 
@@ -321,9 +337,41 @@ class BaseClient:
         error.__cause__ = cause
         return Failure(error=error)
 
-    def _request_ended(self, start: RequestStart | None, code: str, response: Any, since: float) -> None:
-        if start is None:
+    def _request_answered(
+        self, started: tuple[RequestStart, ...], since: float, response: Any, results: Sequence[Any]
+    ) -> None:
+        if started:
+            invalid_rows = sum(isinstance(result, ClientError) for result in results)
+            network_s = time.monotonic() - since
+            end = RequestEnd("OK", network_s, _version(response), invalid_rows=invalid_rows)
+            self._hooks.request_ended(started, end)
+
+    def _request_failed(
+        self,
+        started: tuple[RequestStart, ...],
+        since: float,
+        failure: Failure,
+        *,
+        response: Any = None,
+        abandoned: bool = False,
+    ) -> None:
+        """response: an answer that makes no sense."""
+        if not started:
             return
-        spec = getattr(response, "model_spec", None)
-        version = spec.version.value if spec is not None and spec.HasField("version") else None
-        self._hooks.request_ended(start, RequestEnd(code, time.monotonic() - since, version))
+        if failure.code is not None:
+            code = error = failure.code.name
+        else:
+            code = "INTERNAL" if response is None else "OK"
+            error = type(failure.error).__name__
+        details = failure.details if failure.error is None else str(failure.error)
+        network_s = time.monotonic() - since
+        end = RequestEnd(code, network_s, _version(response), error, details, abandoned=abandoned)
+        self._hooks.request_ended(started, end)
+
+    def _request_abandoned(self, started: tuple[RequestStart, ...], since: float) -> None:
+        self._request_failed(started, since, Failure(grpc.StatusCode.CANCELLED), abandoned=True)
+
+
+def _version(response: Any) -> int | None:
+    spec = getattr(response, "model_spec", None)
+    return spec.version.value if spec is not None and spec.HasField("version") else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 
-from .attempts import Attempt, Work
+from .attempts import Attempt, Failure, Work
 from .base import POLL_S, POLL_TIMEOUT_S, BaseClient
 from .batching import Item, Lane
 from .bulk import Bulk
@@ -108,16 +108,17 @@ class Client(BaseClient):
         Raises InvalidImageError if the image cannot be read or decoded, ModelMismatchError if the model's
         `serving_default` does not map one string vector to `classes` and `scores`.
         """
-        deadline = self._deadline(timeout_s)
-        try:
-            content = self._encode(image)
-        except InvalidImageError as exc:
-            self._placed(exc)
-            raise
-        prediction: Prediction = self._call(
-            "classify", self._classify_lane(metadata), content, deadline, size_bytes=len(content)
-        )
-        return prediction
+        with self._hooks.call("classify") as caller:
+            deadline = self._deadline(timeout_s)
+            try:
+                content = self._encode(image)
+            except InvalidImageError as exc:
+                self._placed(exc)
+                raise
+            prediction: Prediction = self._call(
+                caller, self._classify_lane(metadata), content, deadline, size_bytes=len(content)
+            )
+            return prediction
 
     def classify_many(
         self,
@@ -132,7 +133,10 @@ class Client(BaseClient):
         Raises any other ClientError for the call as a whole; ModelMismatchError as `classify` does.
         """
         lane = self._classify_lane(metadata)
-        with closing(self._results("classify_many", lane, images, timeout_s)) as results:
+        with (
+            self._hooks.call("classify_many") as caller,
+            closing(self._results(caller, lane, images, timeout_s)) as results,
+        ):
             return self._in_order(results)
 
     def stream(
@@ -151,9 +155,10 @@ class Client(BaseClient):
         waiting: dict[int, Prediction | InvalidImageError] = {}
         turn = 0
         lane = self._classify_lane(metadata)
-        with closing(
-            self._results("stream", lane, images, timeout_s, for_each=True, held=waiting)
-        ) as results:
+        with (
+            self._hooks.call("stream") as caller,
+            closing(self._results(caller, lane, images, timeout_s, for_each=True, held=waiting)) as results,
+        ):
             for index, result in results:
                 waiting[index] = result
                 while turn in waiting:
@@ -169,7 +174,10 @@ class Client(BaseClient):
     ) -> Iterator[tuple[int, Prediction | InvalidImageError]]:
         """As `stream`, but (index, answer) as answers come, in any order."""
         lane = self._classify_lane(metadata)
-        with closing(self._results("stream", lane, images, timeout_s, for_each=True)) as results:
+        with (
+            self._hooks.call("stream") as caller,
+            closing(self._results(caller, lane, images, timeout_s, for_each=True)) as results,
+        ):
             yield from results
 
     def embed(
@@ -184,7 +192,11 @@ class Client(BaseClient):
         Raises InvalidImageError naming every bad image (`indexes`), ModelMismatchError if the model has no
         signature `features` from one string vector to `features`.
         """
-        with closing(self._results("embed", self._embed_lane(metadata), images, timeout_s)) as results:
+        lane = self._embed_lane(metadata)
+        with (
+            self._hooks.call("embed") as caller,
+            closing(self._results(caller, lane, images, timeout_s)) as results,
+        ):
             return self._stacked(results)
 
     def predict(
@@ -206,26 +218,31 @@ class Client(BaseClient):
             each other, so calls at the same time may share a request.
         Raises InvalidArgumentError for inputs that cannot be encoded or that the server refuses.
         """
-        deadline = self._deadline(timeout_s)
-        lane, content, rows, size_bytes = self._predict_lane(inputs, signature, outputs, metadata, merge_rows)
-        result: PredictResult = self._call(
-            "predict", lane, content, deadline, rows=rows, size_bytes=size_bytes
-        )
-        return result
+        with self._hooks.call("predict") as caller:
+            deadline = self._deadline(timeout_s)
+            lane, content, rows, size_bytes = self._predict_lane(
+                inputs, signature, outputs, metadata, merge_rows
+            )
+            result: PredictResult = self._call(
+                caller, lane, content, deadline, rows=rows, size_bytes=size_bytes
+            )
+            return result
 
     def status(self, *, timeout_s: float | None = None) -> tuple[VersionStatus, ...]:
         """Every version of the model that the server knows, latest first; only `version` where one is given.
 
         Raises NotFoundError if the server knows none.
         """
-        return self._status(self._deadline(timeout_s), retries=True)
+        with self._hooks.call("status") as caller:
+            return self._status(caller, self._deadline(timeout_s), retries=True)
 
     def metadata(self, *, timeout_s: float | None = None) -> ModelMetadata:
         """The version that answers this client and its signatures.
 
         Raises NotFoundError if there is none.
         """
-        return self._read_metadata(self._deadline(timeout_s), retries=True)
+        with self._hooks.call("metadata") as caller:
+            return self._read_metadata(caller, self._deadline(timeout_s), retries=True)
 
     def wait_until_ready(self, timeout_s: float = 30.0) -> int:
         """Wait until the model can answer, also while the server cannot be reached; returns the version.
@@ -234,49 +251,47 @@ class Client(BaseClient):
         AVAILABLE one.
         Raises DeadlineExceededError, saying what was seen last.
         """
-        deadline = self._deadline(timeout_s)
-        while True:
-            poll_deadline = min(deadline, time.monotonic() + POLL_TIMEOUT_S)
-            cause: ClientError | None = None
-            try:
-                versions = self._status(poll_deadline, retries=False)
-                version = self._ready_version(versions)
-                if version is not None and self._options.version_label is not None:
-                    # A label has no state of its own; metadata resolves it as Predict does.
-                    return self._read_metadata(poll_deadline, retries=False).version
-                if version is not None:
-                    return version
-                seen = self._seen(versions)
-            except (RetryError, NotFoundError, InvalidArgumentError) as exc:
-                # A server that starts may not know the model or its label yet.
-                cause, seen = exc, str(exc)
-            if time.monotonic() + POLL_S >= deadline:
-                raise self._not_ready(timeout_s, seen, cause)
-            self._closed.wait(POLL_S)
+        with self._hooks.call("wait_until_ready") as caller:
+            deadline = self._deadline(timeout_s)
+            while True:
+                poll_deadline = min(deadline, time.monotonic() + POLL_TIMEOUT_S)
+                cause: ClientError | None = None
+                try:
+                    versions = self._status(caller, poll_deadline, retries=False)
+                    version = self._ready_version(versions)
+                    if version is not None and self._options.version_label is not None:
+                        # A label has no state of its own; metadata resolves it as Predict does.
+                        return self._read_metadata(caller, poll_deadline, retries=False).version
+                    if version is not None:
+                        return version
+                    seen = self._seen(versions)
+                except (RetryError, NotFoundError, InvalidArgumentError) as exc:
+                    # A server that starts may not know the model or its label yet.
+                    cause, seen = exc, str(exc)
+                if time.monotonic() + POLL_S >= deadline:
+                    raise self._not_ready(timeout_s, seen, cause)
+                self._closed.wait(POLL_S)
 
-    def _status(self, deadline: float, *, retries: bool) -> tuple[VersionStatus, ...]:
+    def _status(self, caller: Any, deadline: float, *, retries: bool) -> tuple[VersionStatus, ...]:
         result: tuple[VersionStatus, ...] = self._call(
-            "status", self._status_lane(retries=retries), None, deadline
+            caller, self._status_lane(retries=retries), None, deadline
         )
         return result
 
-    def _read_metadata(self, deadline: float, *, retries: bool) -> ModelMetadata:
-        result: ModelMetadata = self._call("metadata", self._metadata_lane(retries=retries), None, deadline)
+    def _read_metadata(self, caller: Any, deadline: float, *, retries: bool) -> ModelMetadata:
+        result: ModelMetadata = self._call(caller, self._metadata_lane(retries=retries), None, deadline)
         return result
 
     # One item, and many
 
     def _call(
-        self, method: str, lane: Lane, content: Any, deadline: float, *, rows: int = 1, size_bytes: int = 0
+        self, caller: Any, lane: Lane, content: Any, deadline: float, *, rows: int = 1, size_bytes: int = 0
     ) -> Any:
         """Wait for the result of one item; raises it if it is an error."""
         self._check_process()
-        caller = self._hooks.call_started(method) if self._hooks else None
-        since = time.monotonic()
         done = threading.Lock()
         done.acquire()
         item = Item(lane, content, rows, size_bytes, deadline, lambda _: done.release(), caller)
-        error: ClientError | None = None
         try:
             self._submit_alone(item)
             while not done.acquire(timeout=min(max(0.0, deadline - time.monotonic()), _WAIT_S)):
@@ -284,18 +299,15 @@ class Client(BaseClient):
                     self._tell(partial(self._engine.expire, item))
                     break
             if isinstance(item.result, ClientError):
-                error = item.result
-                raise error
+                raise item.result
             return item.result
         finally:
             if not item.finished:
                 self._tell(partial(self._engine.leave, item))
-            if self._hooks:
-                self._hooks.call_ended(caller, method, time.monotonic() - since, error)
 
     def _results(
         self,
-        method: str,
+        caller: Any,
         lane: ClassifyLane | EmbedLane,
         images: Iterable[ImageInput],
         timeout_s: float | None,
@@ -309,9 +321,6 @@ class Client(BaseClient):
         """
         self._check_process()
         self._messages.check_images(images)
-        caller = self._hooks.call_started(method) if self._hooks else None
-        since = time.monotonic()
-        error: ClientError | None = None
         done: queue.SimpleQueue[Item] = queue.SimpleQueue()
         bulk = self._bulk(lane, done.put, timeout_s, caller, for_each=for_each)
         source: Iterator[tuple[int, ImageInput]] | None = enumerate(images)
@@ -339,14 +348,9 @@ class Client(BaseClient):
                     ):
                         raise item.result
                     yield index, item.result
-        except ClientError as exc:
-            error = exc
-            raise
         finally:
             for item in bulk.unfinished():
                 self._tell(partial(self._engine.leave, item))
-            if self._hooks:
-                self._hooks.call_ended(caller, method, time.monotonic() - since, error)
 
     def _back(self, bulk: Bulk, done: "queue.SimpleQueue[Item]", *, wait: bool) -> Iterator[Item]:
         """What is finished by now; at least one item if `wait`."""
@@ -421,63 +425,79 @@ class Client(BaseClient):
             del self._todo.works
 
     def _send(self, attempt: Attempt) -> None:
-        start = self._request_start(attempt) if self._hooks else None
+        started = self._request_start(attempt)
         since = time.monotonic()
         try:
+            metadata = self._request_metadata(attempt, started)
             request = attempt.lane.request([item.content for item in attempt.items])
             future = self._stubs[attempt.target][attempt.lane.method.path].future(
                 request,
                 timeout=attempt.timeout_s,
-                metadata=self._request_metadata(attempt, start),
+                metadata=metadata,
                 wait_for_ready=self._options.wait_for_ready or None,
             )
         except Exception as exc:
-            self._failed(attempt, start, since, exc)
+            self._failed(attempt, started, since, exc)
             return
         attempt.handle = future
         if attempt.over:
             future.cancel()
-        future.add_done_callback(partial(self._ended, attempt, start, since))
+        future.add_done_callback(partial(self._ended, attempt, started, since))
 
-    def _ended(self, attempt: Attempt, start: RequestStart | None, since: float, future: Any) -> None:
+    def _ended(self, attempt: Attempt, started: tuple[RequestStart, ...], since: float, future: Any) -> None:
         try:
             response = future.result()
         except (grpc.RpcError, grpc.FutureCancelledError) as exc:
-            self._failed(attempt, start, since, exc if isinstance(exc, grpc.RpcError) else future)
+            self._failed(attempt, started, since, exc if isinstance(exc, grpc.RpcError) else future)
         else:
-            self._answered(attempt, start, since, response)
+            self._answered(attempt, started, since, response)
 
     def _wait_in_grpc(self, attempt: Attempt, stall_s: float) -> None:
         """Send with the calling thread, which costs no other one."""
-        start = self._request_start(attempt) if self._hooks else None
+        started = self._request_start(attempt)
         since = time.monotonic()
         try:
+            metadata = self._request_metadata(attempt, started)
             response = self._stubs[attempt.target][attempt.lane.method.path](
                 attempt.lane.request([item.content for item in attempt.items]),
                 timeout=min(attempt.timeout_s, stall_s),
-                metadata=self._request_metadata(attempt, start),
+                metadata=metadata,
                 wait_for_ready=self._options.wait_for_ready or None,
             )
         except Exception as exc:
             code = exc.code() if isinstance(exc, grpc.Call) else None
             if code is grpc.StatusCode.DEADLINE_EXCEEDED and stall_s < attempt.timeout_s:
-                self._request_ended(start, code.name, None, since)
+                self._request_failed(started, since, Failure(code, f"no answer within {stall_s:.3g} s"))
                 self._tell(partial(self._engine.stalled, attempt))
             else:
-                self._failed(attempt, start, since, exc)
+                self._failed(attempt, started, since, exc)
+        except BaseException:  # Ctrl-C
+            self._request_abandoned(started, since)
+            raise
         else:
-            self._answered(attempt, start, since, response)
+            self._answered(attempt, started, since, response)
 
-    def _answered(self, attempt: Attempt, start: RequestStart | None, since: float, response: Any) -> None:
+    def _answered(
+        self, attempt: Attempt, started: tuple[RequestStart, ...], since: float, response: Any
+    ) -> None:
         try:
             results = attempt.lane.results(response, [item.content for item in attempt.items])
         except Exception as exc:
-            self._failed(attempt, start, since, exc)
+            self._failed(attempt, started, since, exc, response=response)
             return
-        self._request_ended(start, "OK", response, since)
+        self._request_answered(started, since, response, results)
         self._tell(partial(self._engine.answered, attempt, results))
 
-    def _failed(self, attempt: Attempt, start: RequestStart | None, since: float, cause: Any) -> None:
+    def _failed(
+        self,
+        attempt: Attempt,
+        started: tuple[RequestStart, ...],
+        since: float,
+        cause: Any,
+        *,
+        response: Any = None,
+    ) -> None:
         failure = self._failure(cause)
-        self._request_ended(start, failure.code.name if failure.code else "OK", None, since)
+        abandoned = attempt.over and failure.code is grpc.StatusCode.CANCELLED
+        self._request_failed(started, since, failure, response=response, abandoned=abandoned)
         self._tell(partial(self._engine.failed, attempt, failure))

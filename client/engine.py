@@ -210,6 +210,11 @@ class Engine:
 
     # What a shell asks
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was told to close."""
+        return self._closed
+
     def wake_at(self, now: float) -> float:
         """When `tick` is due; infinity if only other events can change anything."""
         wake = math.inf
