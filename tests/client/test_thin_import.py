@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-HEAVY = ["numpy", "tensorflow", "tensorflow_serving", "keras", "scipy", "PIL", "ml_dtypes", "pandas", "click"]
+HEAVY = [
+    *("numpy", "tensorflow", "tensorflow_serving", "keras", "scipy", "PIL", "ml_dtypes", "pandas", "click"),
+    *("prometheus_client", "opentelemetry"),
+]
 
 
 def run(code):
