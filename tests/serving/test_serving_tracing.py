@@ -20,13 +20,19 @@ import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from graftserve.client import Client
+from graftserve.client.opentelemetry import OpenTelemetryHooks
 from graftserve.client.wire import PredictRequest, PredictResponse
 from graftserve.client.wire.methods import PREDICT
 from graftserve.client.wire.tensors import to_proto
 from graftserve.serving.app import Server
 from graftserve.serving.errors import ServingError
 from graftserve.serving.flags import Options
+from tests.client.async_in_thread import AsyncInThread
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -190,6 +196,36 @@ def test_a_trace_goes_on_over_grpc(
     assert collector.resources[-1]["deployment.environment.name"] == "test"
     (line,) = [json.loads(record.message) for record in caplog.records if record.name == access.name]
     assert line["trace_id"] == TRACE
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncInThread])
+def test_one_trace_from_the_caller_through_the_client_to_the_model(
+    server: Server, collector: Collector, client_class: Any
+) -> None:
+    exporter, tracers = InMemorySpanExporter(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    hooks = OpenTelemetryHooks(tracers)
+    with (
+        client_class(f"127.0.0.1:{server.grpc_port}", "text", timeout_s=TIMEOUT_S, hooks=hooks) as client,
+        tracers.get_tracer("test").start_as_current_span("caller"),
+    ):
+        answer = client.predict({"text": [b"a", b"bc"]}, signature="text", merge_rows=True)
+    assert answer["length"].tolist() == [1, 2]
+    served, children = collector.take("tensorflow.serving.PredictionService/Predict")
+    assert children.keys() >= {"run"}
+    request, call, caller = exporter.get_finished_spans()
+    assert caller.name == "caller"
+    assert call.parent.span_id == caller.context.span_id
+    assert request.parent.span_id == call.context.span_id
+    assert int.from_bytes(served.parent_span_id) == request.context.span_id
+    assert {request.context.trace_id, call.context.trace_id, int.from_bytes(served.trace_id)} == {
+        caller.context.trace_id
+    }
+    assert (
+        attributes(served)["graftserve.model.version"] == request.attributes["graftserve.model.version"] == 3
+    )
+    assert attributes(served)["graftserve.rows"] == request.attributes["graftserve.rows"] == 2
+    tracers.shutdown()
 
 
 def test_a_trace_goes_on_over_rest(server: Server, collector: Collector) -> None:
