@@ -308,9 +308,11 @@ class Engine:
             return now
         if pending.rows >= self._enough(expected):
             return now
-        # No later than lets the nearest deadline be met; until more is known, half of the time is for that.
+        # No later than lets the nearest deadline be met: a quarter of the time is for that at least, and half
+        # of it until more is known.
         nearest, slow_s = pending.nearest_deadline, pending.latency.slow_s
-        answer_s = (nearest - oldest.submitted) / 2 if slow_s is None else 2 * slow_s
+        left_s = nearest - oldest.submitted
+        answer_s = left_s / 2 if slow_s is None else max(2 * slow_s, left_s / 4)
         return max(now, min(wait_until, nearest - answer_s))
 
     def _enough(self, rows: int) -> int:
