@@ -83,6 +83,7 @@ class Item:
     deadline: a moment, in the clock of whoever drives the engine.
     notify: called with the item, once, when it has its `result`: a value or a ClientError.
     caller: what the hooks made of the call.
+    submitted: when the engine got it; -infinity before.
     """
 
     lane: Lane
@@ -92,7 +93,7 @@ class Item:
     deadline: float
     notify: Callable[["Item"], None]
     caller: Any = None
-    submitted: float = 0.0
+    submitted: float = -math.inf
     finished: bool = False
     result: Any = None
 

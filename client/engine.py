@@ -521,7 +521,9 @@ class Engine:
     def _depart(self, item: Item, error: ClientError, now: float) -> Work:
         batch = self._where.get(id(item))
         self._finish(item, error)
-        if batch is None:
+        if item.submitted == -math.inf:
+            self._counters.items += 1  # its caller was interrupted before it could submit it
+        elif batch is None:
             self._dequeue(item)
             self._lane(item.lane).left(item)
         elif all(other.finished for other in batch.asked or batch.items):

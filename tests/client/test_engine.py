@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from graftserve.client.batching import Item
 from graftserve.client.errors import (
     CallCancelledError,
     ClosedError,
@@ -293,6 +294,15 @@ def test_an_item_leaves_the_queue():
     driver.leave(b)
     driver.answer(driver.only())
     assert driver.contents() == [["a", "c"]]
+
+
+def test_an_item_may_leave_before_it_was_submitted():
+    driver = Driver()
+    item = Item(driver.lane, "a", 1, 1, driver.now + 10, driver._notified)
+    driver.items.append(item)
+    driver._do(driver.engine.leave(item, driver.now))
+    assert isinstance(item.result, CallCancelledError)
+    assert driver.idle()
 
 
 # Retries
