@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 import grpc.aio
 
+from .ahead import Encoded, async_encoded
 from .attempts import Attempt, Work
 from .base import POLL_S, POLL_TIMEOUT_S, BaseClient
 from .batching import Item, Lane
@@ -267,7 +268,7 @@ class AsyncClient(BaseClient):
         self._enter_loop()
         done: asyncio.Queue[Item] = asyncio.Queue()
         bulk = self._bulk(lane, done.put_nowait, timeout_s, caller, for_each=for_each)
-        source: AsyncIterator[tuple[int, ImageInput]] | None = _enumerate(images)
+        source: AsyncIterator[Encoded] | None = async_encoded(images, self._encoded, 2 * self._encoders)
         try:
             while source is not None or bulk.outstanding:
                 while source is not None and bulk.wants(self._engine.window(), len(held or ())):
@@ -275,10 +276,11 @@ class AsyncClient(BaseClient):
                     if taken is None:
                         source = None
                         break
-                    try:
-                        bulk.add(taken[0], await self._encoded(taken[1]), time.monotonic())
-                    except InvalidImageError as exc:
-                        yield taken[0], self._placed(exc, taken[0])
+                    index, content = taken
+                    if isinstance(content, InvalidImageError):
+                        yield index, self._placed(content, index)
+                    else:
+                        bulk.add(index, content, time.monotonic())
                     if bulk.ripe(self._options.max_batch_images, time.monotonic()):
                         break
                 if not bulk.outstanding or self._engine.has_room(self._options.max_batch_images, 0):
@@ -402,17 +404,3 @@ class AsyncClient(BaseClient):
         else:
             self._request_answered(started, since, response, results)
             self._tell(partial(self._engine.answered, attempt, results))
-
-
-async def _enumerate(
-    images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-) -> AsyncIterator[tuple[int, ImageInput]]:
-    index = 0
-    if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield index, image
-            index += 1
-    else:
-        for image in images:
-            yield index, image
-            index += 1

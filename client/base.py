@@ -48,6 +48,7 @@ __all__ = ["BaseClient"]
 
 POLL_S: Final = 0.1
 POLL_TIMEOUT_S: Final = 2.0
+_MAX_ENCODERS: Final = 4
 
 
 class BaseClient:
@@ -133,6 +134,8 @@ class BaseClient:
             channel_options=channel_options,
         )
         self._encode = prepare or encode_image
+        # To read bytes and files takes no time worth a thread; to prepare photographs does.
+        self._encoders = min(_MAX_ENCODERS, os.cpu_count() or 1) if prepare else 0
         self._hooks = Watched(hooks, model)
         self._process = os.getpid()
         self._messages = Messages(self._options.target, model, version, version_label)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 
+from .ahead import Encoded, encoded
 from .attempts import Attempt, Failure, Work
 from .base import POLL_S, POLL_TIMEOUT_S, BaseClient
 from .batching import Item, Lane
@@ -323,7 +324,7 @@ class Client(BaseClient):
         self._messages.check_images(images)
         done: queue.SimpleQueue[Item] = queue.SimpleQueue()
         bulk = self._bulk(lane, done.put, timeout_s, caller, for_each=for_each)
-        source: Iterator[tuple[int, ImageInput]] | None = enumerate(images)
+        source: Iterator[Encoded] | None = encoded(images, self._encode, self._encoders)
         try:
             while source is not None or bulk.outstanding:
                 while source is not None and bulk.wants(self._engine.window(), len(held or ())):
@@ -331,10 +332,11 @@ class Client(BaseClient):
                     if taken is None:
                         source = None
                         break
-                    try:
-                        bulk.add(taken[0], self._encode(taken[1]), time.monotonic())
-                    except InvalidImageError as exc:
-                        yield taken[0], self._placed(exc, taken[0])
+                    index, content = taken
+                    if isinstance(content, InvalidImageError):
+                        yield index, self._placed(content, index)
+                    else:
+                        bulk.add(index, content, time.monotonic())
                     if bulk.ripe(self._options.max_batch_images, time.monotonic()):
                         break
                 # Where others fill the queue, what is under way makes room first.
