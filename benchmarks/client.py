@@ -104,7 +104,7 @@ def _measure(
     }
     for way, other in itertools.product(("client", "asyncio"), ("raw", "batcher")):
         for key in ("p50_ms", "p99_ms") if rate else ("images_per_s", "p50_ms", "p99_ms"):
-            result[f"{way}_to_{other}_{key.rpartition('_')[0]}"] = ratios(way, other, key)
+            result[f"{way}_to_{other}_{key.removesuffix('_ms')}"] = ratios(way, other, key)
     return result
 
 

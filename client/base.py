@@ -139,6 +139,8 @@ class BaseClient:
         self._hooks = Watched(hooks, model)
         self._process = os.getpid()
         self._messages = Messages(self._options.target, model, version, version_label)
+        self._plain_classify_lane = ClassifyLane(self._messages, SERVING_DEFAULT)
+        self._plain_embed_lane = EmbedLane(self._messages, FEATURES)
         self._engine = Engine(self._options, MetadataLane(self._messages), time.monotonic(), random.random)
         self._open(credentials, interceptors)
 
@@ -185,10 +187,14 @@ class BaseClient:
         return self._options.timeout_s if timeout_s is None else checked_timeout_s(timeout_s)
 
     def _classify_lane(self, metadata: Mapping[str, str | bytes] | None) -> ClassifyLane:
-        return ClassifyLane(self._messages, SERVING_DEFAULT, tuple((metadata or {}).items()))
+        if not metadata:
+            return self._plain_classify_lane
+        return ClassifyLane(self._messages, SERVING_DEFAULT, tuple(metadata.items()))
 
     def _embed_lane(self, metadata: Mapping[str, str | bytes] | None) -> EmbedLane:
-        return EmbedLane(self._messages, FEATURES, tuple((metadata or {}).items()))
+        if not metadata:
+            return self._plain_embed_lane
+        return EmbedLane(self._messages, FEATURES, tuple(metadata.items()))
 
     def _status_lane(self, *, retries: bool = True) -> StatusLane:
         return StatusLane(self._messages, retries=retries)

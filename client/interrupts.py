@@ -13,7 +13,7 @@ class Uninterrupted:
 
     Python raises it in the main thread between any two steps, and gRPC's `future` does not survive that: a
     call that was begun but not handed over keeps `Channel.close` waiting for ever. In other threads, and
-    where SIGINT has no handler in Python, it does nothing. It costs about three microseconds.
+    where SIGINT has no handler in Python, it does nothing. It costs some microseconds.
     """
 
     __slots__ = ("_caught", "_handler")
@@ -22,10 +22,11 @@ class Uninterrupted:
         self._handler: Any = None
         self._caught: tuple[int, FrameType | None] | None = None
         if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
+            handler = signal.signal(signal.SIGINT, self._catch)
             if callable(handler):
                 self._handler = handler
-                signal.signal(signal.SIGINT, self._catch)
+            else:
+                signal.signal(signal.SIGINT, handler)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -68,13 +68,13 @@ class _ImageLane(_Lane):
     needed: tuple[str, ...]
     """The outputs without which there is no answer; `valid` is asked for where the model has it."""
 
-    def __init__(self, messages: Messages, signature: str, metadata: Metadata) -> None:
+    def __init__(self, messages: Messages, signature: str, metadata: Metadata = ()) -> None:
         super().__init__(messages, signature, metadata)
-        self._input = IMAGE_BYTES
-        self._outputs = (*self.needed, VALID)
+        self._ask(IMAGE_BYTES, (*self.needed, VALID))
 
     def request(self, contents: Sequence[bytes]) -> bytes:
-        return self.messages.image_request(self.signature, self._input, self._outputs, contents)
+        header, input_name = self._form
+        return self.messages.image_request(header, input_name, contents)
 
     def results(self, response: PredictResponse, contents: Sequence[bytes]) -> list[Any]:
         rows = self._rows(response, len(contents))
@@ -90,8 +90,13 @@ class _ImageLane(_Lane):
             return False
         outputs = (*self.needed, VALID) if VALID in found.outputs else self.needed
         changed = (name, outputs) != (self._input, self._outputs)
-        self._input, self._outputs = name, outputs
+        self._ask(name, outputs)
         return changed
+
+    def _ask(self, input_name: str, outputs: tuple[str, ...]) -> None:
+        self._input, self._outputs = input_name, outputs
+        # In one piece: other threads may be about to use it.
+        self._form = self.messages.predict_header(self.signature, outputs), input_name
 
     def explain(
         self, metadata: ModelMetadata, error: ClientError, contents: Sequence[Any]

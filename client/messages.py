@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Messages", "version_line"]
 
+_STRING: Final = DataType.DT_STRING
 _FLOAT_TYPES: Final = frozenset({DataType.DT_HALF, DataType.DT_FLOAT, DataType.DT_DOUBLE})
 
 
@@ -64,11 +65,13 @@ class Messages:
 
     # Requests, serialized
 
-    def image_request(
-        self, signature: str, input_name: str, outputs: Sequence[str], images: Sequence[bytes]
-    ) -> bytes:
-        """A Predict for encoded images, asking for `outputs` only."""
+    def predict_header(self, signature: str, outputs: Sequence[str]) -> bytes:
+        """A Predict without its inputs, asking for `outputs` only."""
         header = PredictRequest(model_spec=self._spec(signature), output_filter=outputs)
+        return header.SerializeToString()
+
+    def image_request(self, header: bytes, input_name: str, images: Sequence[bytes]) -> bytes:
+        """A Predict for encoded images; header: of `predict_header`."""
         return self._predict_request(header, {input_name: string_parts(images)})
 
     def predict_request(
@@ -83,8 +86,7 @@ class Messages:
                 parts[name] = tensor_parts(value)
             except TensorError as exc:
                 raise self._bad_input(name, exc) from exc
-        header = PredictRequest(model_spec=self._spec(signature), output_filter=outputs)
-        return self._predict_request(header, parts)
+        return self._predict_request(self.predict_header(signature, outputs), parts)
 
     def arrays(self, inputs: "Mapping[str, npt.ArrayLike]") -> "dict[str, npt.NDArray[Any]]":
         """The inputs as arrays. Raises InvalidArgumentError for those that are none."""
@@ -135,9 +137,9 @@ class Messages:
         self, response: PredictResponse, count: int, outputs: Sequence[str]
     ) -> list[Prediction | None]:
         """One per row; None where the image did not decode."""
-        self._check_outputs(response, outputs, count)
+        self._check_outputs(response, outputs)
         classes, scores = response.outputs["classes"], response.outputs["scores"]
-        if classes.dtype != DataType.DT_STRING or scores.dtype not in _FLOAT_TYPES:
+        if classes.dtype != _STRING or scores.dtype not in _FLOAT_TYPES:
             raise self.not_fitting(
                 f"expected classes of string and scores of float32, got {dtype_name(classes.dtype)} and "
                 f"{dtype_name(scores.dtype)}"
@@ -147,6 +149,8 @@ class Messages:
             values, scores_shape = floats(scores)
         except TensorError as exc:
             raise self._unreadable("the answer", exc) from exc
+        self._check_rows("classes", shape, count)
+        self._check_rows("scores", scores_shape, count)
         if len(shape) != 2 or shape != scores_shape or not shape[1]:
             raise self.not_fitting(
                 f"expected classes and scores of one shape [N, K], got {list(shape)} and {list(scores_shape)}"
@@ -168,8 +172,9 @@ class Messages:
         self, response: PredictResponse, count: int, outputs: Sequence[str]
     ) -> "list[npt.NDArray[np.float32] | None]":
         """A vector float32 [D] per row; None where the image did not decode."""
-        self._check_outputs(response, outputs, count)
+        self._check_outputs(response, outputs)
         features = self._array(response, "features")
+        self._check_rows("features", features.shape, count)
         if features.ndim != 2 or features.dtype != "float32":
             raise self.not_fitting(
                 f"expected features of float32 [N, D], got {features.dtype} {list(features.shape)}"
@@ -290,19 +295,19 @@ class Messages:
     def _bad_input(self, name: str, error: TensorError) -> InvalidArgumentError:
         return InvalidArgumentError(f"input {name!r}: {error}", target=self._target, model=self._model)
 
-    def _predict_request(self, header: PredictRequest, inputs: Mapping[str, Parts]) -> bytes:
+    def _predict_request(self, header: bytes, inputs: Mapping[str, Parts]) -> bytes:
         try:
             return predict_request(header, inputs)
         except TensorError as exc:
             raise InvalidArgumentError(str(exc), target=self._target, model=self._model) from exc
 
-    def _check_outputs(self, response: PredictResponse, names: Sequence[str], count: int) -> None:
+    def _check_outputs(self, response: PredictResponse, names: Sequence[str]) -> None:
         if any(name not in response.outputs for name in names):
             raise self.not_fitting(f"expected outputs {', '.join(names)}, got {_names(response.outputs)}")
-        for name in names:
-            shape = [dim.size for dim in response.outputs[name].tensor_shape.dim]
-            if not shape or shape[0] != count:
-                raise self.not_fitting(f"expected one row per image, {count}, got {name} of shape {shape}")
+
+    def _check_rows(self, name: str, shape: Sequence[int], count: int) -> None:
+        if not shape or shape[0] != count:
+            raise self.not_fitting(f"expected one row per image, {count}, got {name} of shape {list(shape)}")
 
     def _valid(self, response: PredictResponse, count: int, outputs: Sequence[str]) -> Sequence[bool]:
         if "valid" not in outputs:
@@ -311,7 +316,8 @@ class Messages:
             values, shape = bools(response.outputs["valid"])
         except TensorError as exc:
             raise self._unreadable("output 'valid'", exc) from exc
-        if shape != (count,):
+        self._check_rows("valid", shape, count)
+        if len(shape) != 1:
             raise self.not_fitting(f"expected one valid per image, [{count}], got shape {list(shape)}")
         return values
 

@@ -10,6 +10,7 @@ Source of the format: https://protobuf.dev/programming-guides/encoding/.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from .prediction_pb2 import PredictRequest
@@ -54,12 +55,14 @@ def content_parts(data_type: int, shape: Iterable[int], content: bytes | memoryv
     return (head + _CONTENT + varint(len(content)), content)
 
 
-def predict_request(request: PredictRequest, inputs: Mapping[str, Parts]) -> bytes:
-    """`request` with `inputs` added to its own, serialized.
+def predict_request(request: PredictRequest | bytes, inputs: Mapping[str, Parts]) -> bytes:
+    """`request` with `inputs` added to its own, serialized; bytes are a request that is serialized already.
 
     Raises TensorError if that makes more than 2 GiB, which no server takes.
     """
-    pieces: list[bytes | memoryview] = [request.SerializeToString()]
+    pieces: list[bytes | memoryview] = [
+        request if isinstance(request, bytes) else request.SerializeToString()
+    ]
     for name, parts in inputs.items():
         key = name.encode()
         value_bytes = sum(map(len, parts))
@@ -86,6 +89,11 @@ def varint(value: int) -> bytes:
 
 
 def _head(data_type: int, shape: Iterable[int]) -> bytes:
+    return _head_of(int(data_type), tuple(shape))
+
+
+@lru_cache(maxsize=256)
+def _head_of(data_type: int, shape: tuple[int, ...]) -> bytes:
     dims = [TensorShapeProto.Dim(size=size) for size in shape]
     head = TensorProto(tensor_shape=TensorShapeProto(dim=dims))
     head.dtype = data_type  # type: ignore[assignment]  # an int, as in every message

@@ -6,7 +6,7 @@ labels needs no more than this.
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from .tensor_pb2 import DataType, TensorProto
@@ -34,6 +34,9 @@ DEFAULT_MAX_FILL_BYTES: Final = 64 * 2**20
 _STRING_BYTES: Final = 24  # of TensorFlow's tstring, beside its content
 _LIST_ITEM_BYTES: Final = 8  # a pointer; what it points to is shared
 
+# Looking a name up in the enum takes as long as all else that is done with it here.
+_FLOAT: Final = DataType.DT_FLOAT
+_DOUBLE: Final = DataType.DT_DOUBLE
 _NAMES: Final = {
     DataType.DT_HALF: "float16",
     DataType.DT_FLOAT: "float32",
@@ -54,6 +57,8 @@ _NAMES: Final = {
 }
 # Of one value in tensor_content, as `struct` calls it.
 _FLOAT_CODES: Final = {DataType.DT_HALF: "e", DataType.DT_FLOAT: "f", DataType.DT_DOUBLE: "d"}
+_STRINGS: Final = (DataType.DT_STRING,)
+_BOOLS: Final = (DataType.DT_BOOL,)
 
 
 class TensorError(ValueError):
@@ -106,7 +111,7 @@ def strings(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES)
     Raises TensorError for another dtype, an unknown or negative dimension, or content that does not have the
     shape's number of values.
     """
-    _check_dtype(proto, (DataType.DT_STRING,))
+    _check_dtype(proto, _STRINGS)
     shape = shape_of(proto)
     count = math.prod(shape)
     if proto.tensor_content:
@@ -130,9 +135,9 @@ def floats(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES) 
         _check_content(content, shape, count, struct.calcsize(f"<{code}"), proto.dtype)
         return Flat(list(struct.unpack(f"<{count}{code}", content)), shape)
     values: list[float]
-    if proto.dtype == DataType.DT_FLOAT:
+    if proto.dtype == _FLOAT:
         field, values = "float_val", list(proto.float_val)
-    elif proto.dtype == DataType.DT_DOUBLE:
+    elif proto.dtype == _DOUBLE:
         field, values = "double_val", list(proto.double_val)
     else:
         field, bits = "half_val", [value & 0xFFFF for value in proto.half_val]
@@ -146,7 +151,7 @@ def bools(proto: TensorProto, *, max_fill_bytes: int = DEFAULT_MAX_FILL_BYTES) -
 
     Raises TensorError as `strings` does.
     """
-    _check_dtype(proto, (DataType.DT_BOOL,))
+    _check_dtype(proto, _BOOLS)
     shape = shape_of(proto)
     count = math.prod(shape)
     content = proto.tensor_content
@@ -202,8 +207,7 @@ def read_varint(content: bytes, position: int, max_bits: int) -> tuple[int, int]
         shift += 7
 
 
-def _check_dtype(proto: TensorProto, data_types: Iterable[int]) -> None:
-    expected = tuple(data_types)
+def _check_dtype(proto: TensorProto, expected: Collection[int]) -> None:
     if proto.dtype not in expected:
         names = " or ".join(dtype_name(data_type) for data_type in expected)
         raise TensorError(f"expected a tensor of {names}, got {dtype_name(proto.dtype)}")
