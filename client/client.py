@@ -22,7 +22,7 @@ from .channel import channel_options
 from .errors import ClientError, InvalidArgumentError, InvalidImageError, NotFoundError, RetryError
 from .hooks import RequestStart
 from .images import ImageInput
-from .interrupts import Uninterrupted
+from .interrupts import Uninterrupted, in_main_thread
 from .lanes import ClassifyLane, EmbedLane
 from .results import ModelMetadata, Prediction, PredictResult, VersionStatus
 from .stats import Stats
@@ -376,14 +376,17 @@ class Client(BaseClient):
         self._tell(partial(self._engine.submit, items))
 
     def _submit_alone(self, item: Item) -> None:
-        """Submit one item, and wait in gRPC itself if a request with nothing else in it can go at once."""
+        """Submit one item, and wait in gRPC itself if a request with nothing else in it can go at once.
+
+        Not in the main thread: a KeyboardInterrupt in the midst of gRPC may leave its channel locked.
+        """
         stall_s: float | None = None
         with Uninterrupted():
             with self._lock:
                 now = time.monotonic()
                 work = self._engine.submit([item], now)
                 alone = len(work.sends) == 1 and work.sends[0].items == [item] and not work.finished
-                if alone and not self._options.retry.hedge:
+                if alone and not self._options.retry.hedge and not in_main_thread():
                     attempt = work.sends.pop()
                     stall_s = self._engine.take_over(attempt, now)
                 wake_at = self._engine.wake_at(now)
@@ -473,9 +476,6 @@ class Client(BaseClient):
                 self._tell(partial(self._engine.stalled, attempt))
             else:
                 self._failed(attempt, started, since, exc)
-        except BaseException:  # Ctrl-C
-            self._request_abandoned(started, since)
-            raise
         else:
             self._answered(attempt, started, since, response)
 

@@ -5,14 +5,19 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-__all__ = ["Uninterrupted"]
+__all__ = ["Uninterrupted", "in_main_thread"]
+
+
+def in_main_thread() -> bool:
+    """Whether KeyboardInterrupt may be raised here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 class Uninterrupted:
     """A with block that KeyboardInterrupt does not break off: it is raised at the end.
 
-    Python raises it in the main thread between any two steps, and gRPC's `future` does not survive that: a
-    call that was begun but not handed over keeps `Channel.close` waiting for ever. In other threads, and
+    Python raises it in the main thread between any two steps, and gRPC does not survive that while it begins
+    a call: the channel's lock may stay taken, or `Channel.close` wait for ever. In other threads, and
     where SIGINT has no handler in Python, it does nothing. It costs some microseconds.
     """
 
@@ -21,7 +26,7 @@ class Uninterrupted:
     def __enter__(self) -> Self:
         self._handler: Any = None
         self._caught: tuple[int, FrameType | None] | None = None
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread():
             handler = signal.signal(signal.SIGINT, self._catch)
             if callable(handler):
                 self._handler = handler
