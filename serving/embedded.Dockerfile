@@ -14,7 +14,9 @@ RUN apt-get update \
 WORKDIR /source
 # What it depends on has a layer of its own, which changes with pyproject.toml only.
 COPY pyproject.toml ./
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['serving'], sep='\n')" > /requirements.txt \
+# What pulls from object stores is in it, too, since init containers do that. EXTRAS=training makes an image that trains.
+ARG EXTRAS="serving s3 gcs"
+RUN python -c "import sys, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *(line for extra in sys.argv[1:] for line in project['optional-dependencies'][extra]), sep='\n')" ${EXTRAS} > /requirements.txt \
     && /opt/graftserve/bin/pip install --no-cache-dir --requirement /requirements.txt
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \

@@ -6,6 +6,7 @@ No container engine is needed; what an image would run is run here where it can 
 import fnmatch
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -255,6 +256,7 @@ def test_the_wheel_builds_from_the_context_alone(tmp_path: Path) -> None:
         "serving/app.py",
         "client/wire/prediction_pb2.py",
         "training/recipes/auto.toml",
+        "k8s/base/pod/models.config",
     ):
         assert f"graftserve/{module}" in names
 
@@ -262,13 +264,25 @@ def test_the_wheel_builds_from_the_context_alone(tmp_path: Path) -> None:
 def test_the_dependencies_layer_asks_for_those_of_pyproject(tmp_path: Path) -> None:
     """The image's own script, run on the real file."""
     runs = [value for name, value in Dockerfile(_DOCKERFILES["embedded"]).instructions if name == "RUN"]
-    (script,) = (match[1] for value in runs if (match := re.search(r'python -c "(.*?)" >', value)))
+    (script, extras), *_ = (
+        match.groups() for value in runs if (match := re.search(r'python -c "(.*?)" (\S+) >', value))
+    )
+    arguments = dict(
+        value.split("=", 1)
+        for name, value in Dockerfile(_DOCKERFILES["embedded"]).instructions
+        if name == "ARG" and "=" in value
+    )
+    wanted = shlex.split(arguments["EXTRAS"])[0].split()
+    assert extras == "${EXTRAS}"
     shutil.copy(_ROOT / "pyproject.toml", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, *wanted], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
-    assert done.stdout.splitlines() == project["dependencies"] + project["optional-dependencies"]["serving"]
+    optional = project["optional-dependencies"]
+    # The server's, and those of the stores that init containers pull from.
+    expected = optional["serving"] + optional["s3"] + optional["gcs"]
+    assert done.stdout.splitlines() == project["dependencies"] + expected
 
 
 @pytest.fixture(scope="module")
