@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.binpb' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
+SOURCES := $(shell find k8s -type f -not -name '*.pyc') $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.binpb' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
 PYTEST_ARGS ?=
 
 # TensorFlow imports three times slower without its bytecode.
@@ -23,7 +23,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/python -m mypy --config-file ../pyproject.toml -p graftserve.cli -p graftserve.client \
-	  -p graftserve.export -p graftserve.serving -p graftserve.training
+	  -p graftserve.export -p graftserve.k8s -p graftserve.serving -p graftserve.training
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -36,6 +36,7 @@ _COMMANDS = {
     "classify": "Classify images on a running server.",
     "bench": "Measure throughput and latency of a running server under load.",
     "status": "Show a model's versions on a running server.",
+    "k8s": "Show the Kubernetes manifests, or render them.",
     "demo": "Do all of it on handwritten digits, and report.",
 }
 

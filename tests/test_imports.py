@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("cli", "client", "export", "serving", "training")
+PACKAGES = ("cli", "client", "export", "k8s", "serving", "training")
 
 ALLOWED = {
-    "cli": {"client", "export", "serving", "training"},
+    "cli": {"client", "export", "k8s", "serving", "training"},
     "client": set(),
     "export": {"client.wire", "training"},
+    "k8s": {"client"},
     "serving": {"client.wire"},
     "training": set(),
 }
@@ -70,7 +71,7 @@ def test_tensorflow_stays_where_it_belongs(package: str) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["cli", "cli.replay", "client", "export", "export.pull", "training", "serving.flags"],
+    ["cli", "cli.replay", "client", "export", "export.pull", "k8s.render", "training", "serving.flags"],
 )
 def test_importing_the_package_loads_nothing_heavy(package: str) -> None:
     code = (

@@ -1,0 +1,1 @@
+"""Kubernetes: the manifests in base, components and overlays, and what renders them."""
