@@ -24,6 +24,7 @@ from graftserve.serving.app import Server
 from graftserve.serving.batching_options import read_batching
 from graftserve.serving.config import model_settings
 from graftserve.serving.flags import Options
+from tests.serving.containers import DOCKERFILES, METRICS, Dockerfile
 
 promql_parser = pytest.importorskip("promql_parser", reason="needs promql-parser")
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
@@ -31,78 +32,12 @@ yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 _ROOT = Path(__file__).parents[2]
 _SERVING = _ROOT / "serving"
 _CONTAINER = _SERVING / "container"
-_DOCKERFILES = {"gpu": _SERVING / "Dockerfile", "embedded": _SERVING / "embedded.Dockerfile"}
 _CONFIGS = "/etc/serving"
 
-# What either server tells, and its labels. Source: tensorflow_serving/servables/tensorflow/util.cc,
-# tensorflow_serving/batching/batching_session.cc, tensorflow/cc/saved_model/loader.cc; serving/metrics.py.
-_COUNTERS_AND_GAUGES = {
-    ":tensorflow:serving:request_count": {"model_name", "status"},
-    ":tensorflow:cc:saved_model:load_attempt_count": {"model_path", "status"},
-    "graftserve_requests_total": {"model_name", "version", "signature", "api", "entrypoint", "code"},
-    "graftserve_valid_rows_total": {"model_name", "version"},
-    "graftserve_invalid_rows_total": {"model_name", "version"},
-    "graftserve_in_flight_requests": set(),
-    "graftserve_model_state": {"model_name", "version", "state"},
-    "graftserve_model_engine_info": {"model_name", "version", "engine"},
-    "process_resident_memory_bytes": set(),
-    "process_cpu_seconds_total": set(),
-    "process_open_fds": set(),
-    "up": set(),
-}
-_HISTOGRAMS = {
-    ":tensorflow:serving:request_latency": {"model_name", "API", "entrypoint"},
-    ":tensorflow:serving:runtime_latency": {"model_name", "API", "runtime"},
-    ":tensorflow:serving:batching_session:queuing_latency": {"thread_pool_name"},
-    ":tensorflow:serving:batching_session:input_batch_size": {"thread_pool_name"},
-    ":tensorflow:serving:batching_session:processed_batch_size": {"thread_pool_name"},
-    "graftserve_request_seconds": {"model_name", "api", "entrypoint"},
-    "graftserve_queue_seconds": {"model_name", "queue"},
-    "graftserve_batch_rows": {"model_name"},
-}
-_METRICS: Mapping[str, set[str]] = {
-    **_COUNTERS_AND_GAUGES,
-    **{f"{name}_{part}": labels for name, labels in _HISTOGRAMS.items() for part in ("sum", "count")},
-    **{f"{name}_bucket": labels | {"le"} for name, labels in _HISTOGRAMS.items()},
-}
 
-
-class Dockerfile:
-    """Its instructions in order; of the last stage, where that matters."""
-
-    def __init__(self, path: Path) -> None:
-        lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
-        text = re.sub(r"\\\n", " ", "\n".join(lines))
-        self.instructions = [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
-        stages = [index for index, (name, _) in enumerate(self.instructions) if name == "FROM"]
-        self.last_stage = self.instructions[stages[-1] :]
-
-    def all(self, name: str) -> list[str]:
-        return [value for instruction, value in self.last_stage if instruction == name]
-
-    def command(self, name: str) -> list[str]:
-        """The arguments of an instruction in exec form."""
-        (value,) = self.all(name)
-        parts: list[str] = json.loads(value[value.index("[") :])
-        return parts
-
-    @property
-    def flags(self) -> list[str]:
-        """What the server is called with when the container is run without arguments."""
-        entry_point = self.command("ENTRYPOINT")
-        first = next(
-            index for index, part in enumerate(entry_point) if part.startswith("--") and part != "--"
-        )
-        return [*entry_point[first:], *self.command("CMD")]
-
-    @property
-    def options(self) -> Options:
-        return Options.from_args(self.flags)
-
-
-@pytest.fixture(params=_DOCKERFILES)
+@pytest.fixture(params=DOCKERFILES)
 def dockerfile(request: pytest.FixtureRequest) -> Dockerfile:
-    return Dockerfile(_DOCKERFILES[request.param])
+    return Dockerfile(DOCKERFILES[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +61,9 @@ def _program(name: str) -> str:
 # The images
 
 
-@pytest.mark.parametrize("name", _DOCKERFILES)
+@pytest.mark.parametrize("name", DOCKERFILES)
 def test_hadolint_has_nothing_to_say(name: str) -> None:
-    command = [_program("hadolint"), "--no-color", "--failure-threshold=style", str(_DOCKERFILES[name])]
+    command = [_program("hadolint"), "--no-color", "--failure-threshold=style", str(DOCKERFILES[name])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
@@ -203,7 +138,7 @@ def test_the_images_of_docker_and_of_the_dockerfile_are_one_release() -> None:
 
     arguments = dict(
         value.split("=")
-        for name, value in Dockerfile(_DOCKERFILES["gpu"]).instructions
+        for name, value in Dockerfile(DOCKERFILES["gpu"]).instructions
         if name == "ARG" and "=" in value
     )
     image = f"tensorflow/serving:{arguments['TF_SERVING_VERSION']}"
@@ -263,13 +198,13 @@ def test_the_wheel_builds_from_the_context_alone(tmp_path: Path) -> None:
 
 def test_the_dependencies_layer_asks_for_those_of_pyproject(tmp_path: Path) -> None:
     """The image's own script, run on the real file."""
-    runs = [value for name, value in Dockerfile(_DOCKERFILES["embedded"]).instructions if name == "RUN"]
+    runs = [value for name, value in Dockerfile(DOCKERFILES["embedded"]).instructions if name == "RUN"]
     (script, extras), *_ = (
         match.groups() for value in runs if (match := re.search(r'python -c "(.*?)" (\S+) >', value))
     )
     arguments = dict(
         value.split("=", 1)
-        for name, value in Dockerfile(_DOCKERFILES["embedded"]).instructions
+        for name, value in Dockerfile(DOCKERFILES["embedded"]).instructions
         if name == "ARG" and "=" in value
     )
     wanted = shlex.split(arguments["EXTRAS"])[0].split()
@@ -392,7 +327,7 @@ def test_every_source_of_a_volume_is_there(compose: Any) -> None:
 
 def test_the_models_are_where_their_configuration_says(compose: Any) -> None:
     config = text_format.Parse((_CONTAINER / "models.config").read_text(), ModelServerConfig())
-    for name in _DOCKERFILES:
+    for name in DOCKERFILES:
         volumes = {volume["target"]: volume["source"] for volume in compose["services"][name]["volumes"]}
         assert volumes["/models"].startswith("${MODELS:-")
         assert volumes[_CONFIGS] == "${CONFIG:-./container}"
@@ -412,7 +347,7 @@ def test_services_wait_only_for_services_that_can_be_healthy(compose: Any) -> No
 
 
 def test_compose_builds_our_images_and_publishes_their_ports(compose: Any) -> None:
-    for name, path in _DOCKERFILES.items():
+    for name, path in DOCKERFILES.items():
         service = compose["services"][name]
         build = service["build"]
         assert (_SERVING / build["context"]).resolve() == _ROOT
@@ -440,7 +375,7 @@ def test_a_stop_waits_for_the_servers_own(compose: Any) -> None:
     from graftserve.serving import app
 
     after_grace_s = 2 * app._CUT_OFF_TIMEOUT_S + app._UNLOAD_TIMEOUT_S
-    grace_s = Dockerfile(_DOCKERFILES["embedded"]).options.shutdown_grace_seconds
+    grace_s = Dockerfile(DOCKERFILES["embedded"]).options.shutdown_grace_seconds
     assert float(compose["services"]["embedded"]["stop_grace_period"].rstrip("s")) > grace_s + after_grace_s
 
 
@@ -466,7 +401,7 @@ def test_prometheus_asks_either_server(compose: Any) -> None:
     (job,) = _prometheus()["scrape_configs"]
     (target,) = job["static_configs"][0]["targets"]
     host, _, port = target.partition(":")
-    for name, path in _DOCKERFILES.items():
+    for name, path in DOCKERFILES.items():
         assert host in compose["services"][name]["networks"]["default"]["aliases"]
         assert int(port) == Dockerfile(path).options.rest_api_port
     volumes = {volume["source"]: volume["target"] for volume in compose["services"]["prometheus"]["volumes"]}
@@ -523,8 +458,8 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_exist(dashboard: Any) ->
     everything = set()
     for expression in _expressions(dashboard):
         for name, labels in _names(expression).items():
-            assert name in _METRICS, expression
-            assert labels <= _METRICS[name] | {"instance", "job"}, expression
+            assert name in METRICS, expression
+            assert labels <= METRICS[name] | {"instance", "job"}, expression
             everything.add(name)
     for family in (":tensorflow:serving:", ":tensorflow:cc:", "graftserve_", "process_"):
         assert any(name.startswith(family) for name in everything), family
@@ -535,7 +470,7 @@ def test_legends_use_labels_that_are_left(dashboard: Any) -> None:
         for target in panel["targets"]:
             (labels, *_) = _names(target["expr"]).items()
             used = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-            assert used <= labels[1] | _METRICS[labels[0]] | {"instance"}, target
+            assert used <= labels[1] | METRICS[labels[0]] | {"instance"}, target
 
 
 def test_our_server_tells_what_the_dashboard_shows(dashboard: Any, monitored: Server) -> None:
@@ -548,7 +483,7 @@ def test_our_server_tells_what_the_dashboard_shows(dashboard: Any, monitored: Se
     told = {name: set(re.findall(r'(\w+)="', labels)) for name, labels in lines}
     shown = {name for expression in _expressions(dashboard) for name in _names(expression)}
     for name in shown & set(told):
-        assert told[name] == _METRICS[name], name
+        assert told[name] == METRICS[name], name
     assert {
         ":tensorflow:serving:request_count",
         ":tensorflow:serving:request_latency_bucket",
@@ -572,7 +507,7 @@ def test_the_dashboard_names_its_data_source_and_variables(dashboard: Any) -> No
         match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
         assert match
         (name,) = _names(match[1])
-        assert match[2] in _METRICS[name] | {"instance"}
+        assert match[2] in METRICS[name] | {"instance"}
     assert f'job="{job["job_name"]}"' in json.dumps(dashboard).replace('\\"', '"')
 
 
