@@ -31,6 +31,7 @@ _MARKER = "../../components/"
 ORDER = (
     "embedded",
     "gpu",
+    "single",
     "monitoring",
     "autoscaling/keda",
     "autoscaling/hpa",
