@@ -8,10 +8,12 @@ Source: tensorflow_serving/model_servers/main.cc.
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 __all__ = [
@@ -368,8 +370,15 @@ def _kind(flag: Flag) -> str:
     return {int: "an integer", float: "a number", bool: "true or false", str: "text"}[flag.type]
 
 
-def schedulable_cpus() -> int:
-    """CPUs that this process may use; a quota is not seen. What defaults of threads are made of."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def schedulable_cpus(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPUs that this process may use: what a container's quota leaves of them, rounded up.
+
+    quota_file: "max 100000", or the microseconds of CPU time in each period of so many.
+    Source: docs.kernel.org/admin-guide/cgroup-v2.html, cpu.max; in a container that file is its own.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+        return max(1, min(cpus, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or no quota
+        return cpus

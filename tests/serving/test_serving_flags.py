@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from graftserve.serving.flags import FLAGS, Options, parse_args
+from graftserve.serving.flags import FLAGS, Options, parse_args, schedulable_cpus
 
 BASE = "--model_base_path=models/digits"
 
@@ -17,6 +18,23 @@ def test_defaults_are_upstreams() -> None:
     assert (options.max_num_load_retries, options.load_retry_interval_s) == (5, 60.0)
     assert (options.tags, options.enable_model_warmup) == (("serve",), True)
     assert options.grpc_threads >= 4
+
+
+def test_threads_follow_a_containers_quota(tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    free = schedulable_cpus(quota)  # no such file: no quota
+    assert free >= 1
+    for text, expected in {
+        "max 100000": free,
+        f"{100_000 * (free + 3)} 100000": free,
+        "100000 100000": 1,
+        "20000 100000": 1,
+        "nonsense": free,
+    }.items():
+        quota.write_text(f"{text}\n")
+        assert schedulable_cpus(quota) == expected, text
+    quota.write_text(f"{100_000 * free - 30_000} 100000\n")
+    assert schedulable_cpus(quota) == free  # what is left of a CPU counts
 
 
 def test_both_spellings_and_bools() -> None:
