@@ -98,11 +98,11 @@ def copy_manifests(
     """Copy base, components and one overlay to a folder of one's own; returns the overlay's folder there.
 
     directory: new, or empty. add, leave_out: components that the copy has beside, or without, those of the
-    overlay. Raises ManifestsError (no such overlay or component; components that do not go together), OSError.
+    overlay. Raises ManifestsError (no such overlay or component, or they do not go together), OSError.
     """
     wanted = _checked(overlay, add, leave_out)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ManifestsError(f"{directory}: expected a new or an empty folder, since files there would be lost")
+        raise ManifestsError(f"{directory}: expected a new or an empty folder, since its files would be lost")
     for folder in ("base", "components", f"overlays/{overlay}"):
         shutil.copytree(
             _ROOT / folder, directory / folder, ignore=shutil.ignore_patterns("__pycache__", "__init__.py")

@@ -1,4 +1,6 @@
-"""Write the SSLConfig that both servers read, from a Secret's files: ssl_config.py SECRET_DIR OUTPUT [--mutual]
+"""Write the SSLConfig that both servers read, from a Secret's files.
+
+    ssl_config.py SECRET_DIR OUTPUT [--mutual]
 
 tls.crt, tls.key: the server's. ca.crt: whoever signed the callers' certificates, which --mutual asks for.
 """
