@@ -16,7 +16,7 @@ WORKDIR /source
 COPY pyproject.toml ./
 # What pulls from object stores is in it, too, since init containers do that. EXTRAS=training makes an image that trains.
 ARG EXTRAS="serving s3 gcs"
-RUN python -c "import sys, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *(line for extra in sys.argv[1:] for line in project['optional-dependencies'][extra]), sep='\n')" ${EXTRAS} > /requirements.txt \
+RUN python -c "import sys, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *(line for extra in sys.argv[1].split() for line in project['optional-dependencies'][extra]), sep='\n')" "${EXTRAS}" > /requirements.txt \
     && /opt/graftserve/bin/pip install --no-cache-dir --requirement /requirements.txt
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \

@@ -192,7 +192,7 @@ def test_argos_comparison_and_kserves_service_follow_the_overlay(tmp_path: Path)
 
     folder = copy_manifests("laptop", tmp_path / "kserve", add=["kserve"])
     (folder / "stable.env").write_text("MODEL_NAME=birds\nMODEL_SOURCE=/source/birds\nMODEL_VERSION=12\n")
-    service = _render(folder)["InferenceService", "graftserve"]
+    service = _render(folder)["InferenceService", "graftserve-model"]
     assert service["metadata"]["labels"]["graftserve.dev/version"] == "12"
     (server,) = service["spec"]["predictor"]["containers"]
     assert {"name": "MODEL_VERSION", "value": "12"} in server["env"]

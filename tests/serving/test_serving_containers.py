@@ -207,11 +207,11 @@ def test_the_dependencies_layer_asks_for_those_of_pyproject(tmp_path: Path) -> N
         for name, value in Dockerfile(DOCKERFILES["embedded"]).instructions
         if name == "ARG" and "=" in value
     )
-    wanted = shlex.split(arguments["EXTRAS"])[0].split()
-    assert extras == "${EXTRAS}"
+    (wanted,) = shlex.split(arguments["EXTRAS"])
+    assert extras == '"${EXTRAS}"'
     shutil.copy(_ROOT / "pyproject.toml", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", script, *wanted], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, wanted], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
