@@ -120,13 +120,23 @@ def _within(node: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def pod_labels(objects: Iterable[Object]) -> list[tuple[str, Mapping[str, str], Mapping[str, Any]]]:
-    """Of every workload: its place, its pods' labels, its pods' specification."""
+    """Of every workload: its place, its pods' labels, its pods' specification.
+
+    Pods of an Argo Rollout are those of the Deployment it refers to, with the labels of its stable ones.
+    """
     found = []
-    for item in objects:
+    items = tuple(objects)
+    added = {
+        item["spec"]["workloadRef"]["name"]: item["spec"]["strategy"]["canary"]["stableMetadata"]["labels"]
+        for item in items
+        if item["kind"] == "Rollout"
+    }
+    for item in items:
         place = f"{item['kind']}/{item['metadata']['name']}"
         if item["kind"] in ("Deployment", "Job"):
             template = item["spec"]["template"]
-            found.append((place, template["metadata"]["labels"], template["spec"]))
+            labels = template["metadata"]["labels"] | added.get(item["metadata"]["name"], {})
+            found.append((place, labels, template["spec"]))
         elif item["kind"] == "InferenceService":
             found.append((place, item["metadata"]["labels"], item["spec"]["predictor"]))
     return found

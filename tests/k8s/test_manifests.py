@@ -398,6 +398,16 @@ def test_what_routes_and_scalers_name_is_there(any_mix: Mix) -> None:
         assert "replicas" not in found["spec"]
     for rollout in any_mix.of("Rollout"):
         canary = rollout["spec"]["strategy"]["canary"]
+        # Argo tells pods on trial from others in its own two Services; the others go by its label.
+        trial = {
+            "app.kubernetes.io/name": "graftserve",
+            "graftserve.dev/track": "stable",
+            **canary["canaryMetadata"]["labels"],
+        }
+        for name in services.keys() - {canary["stableService"], canary["canaryService"]}:
+            assert not _selects(services[name]["spec"]["selector"], trial), name
+        budget = any_mix.one("PodDisruptionBudget", "graftserve")["spec"]["selector"]["matchLabels"]
+        assert not _selects(budget, trial)
         plugin = canary["trafficRouting"]["plugins"]["argoproj-labs/gatewayAPI"]
         assert any_mix.one("GRPCRoute", plugin["grpcRoute"])
         assert plugin["namespace"] == rollout["metadata"]["namespace"]
