@@ -133,6 +133,13 @@ def test_every_folder_is_a_component_or_an_overlay_and_says_what_it_is() -> None
         assert len(summary) < 110, name
 
 
+def test_the_documentation_has_every_component_and_version_of_kubernetes() -> None:
+    text = (_ROOT / "docs/kubernetes.md").read_text()
+    for name in ORDER:
+        assert f"\n| `{name}` |" in text, name
+    assert f"Kubernetes {', '.join(_VERSIONS[:-1])} and {_VERSIONS[-1]}" in text.replace("\n", " ")
+
+
 def test_every_component_is_in_some_mix() -> None:
     assert set().union(*(some.components for some in MIXES)) == set(ORDER)
 
