@@ -1,1 +1,1 @@
-"""Kubernetes: the manifests in base, components and overlays, and what renders them."""
+"""Kubernetes and rollouts: the manifests in base, components and overlays, what renders them, and `rollout`."""

@@ -71,7 +71,17 @@ def test_tensorflow_stays_where_it_belongs(package: str) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["cli", "cli.replay", "client", "export", "export.pull", "k8s.render", "training", "serving.flags"],
+    [
+        "cli",
+        "cli.replay",
+        "client",
+        "export",
+        "export.pull",
+        "k8s.render",
+        "k8s.rollout",
+        "training",
+        "serving.flags",
+    ],
 )
 def test_importing_the_package_loads_nothing_heavy(package: str) -> None:
     code = (

@@ -1,0 +1,48 @@
+"""What can go wrong in a rollout, beside the server's own answers (`graftserve.client.ClientError`).
+
+RolloutError
+├── ConflictError    somebody else changed what this rollout changes: nothing is overwritten
+├── BusyError        another process is at work on it: wait, or end that one
+├── RefusedError     the server refuses a configuration; its own is as it was
+├── ConfigFileError  the server's --model_config_file cannot be read, edited or written
+├── JournalError     the record cannot be read or written, or holds no such rollout
+└── StuckError       no way on and none back; the record stays open, so that running again goes on
+"""
+
+__all__ = [
+    "BusyError",
+    "ConfigFileError",
+    "ConflictError",
+    "JournalError",
+    "RefusedError",
+    "RolloutError",
+    "StuckError",
+]
+
+
+class RolloutError(Exception):
+    """A failure whose message says what was expected, what was found and what to do."""
+
+
+class ConflictError(RolloutError):
+    """The server or its configuration was changed by somebody else."""
+
+
+class BusyError(RolloutError):
+    """Another process holds the lock."""
+
+
+class RefusedError(RolloutError):
+    """The server refused a configuration, and kept its own."""
+
+
+class ConfigFileError(RolloutError):
+    """The server's --model_config_file cannot be used."""
+
+
+class JournalError(RolloutError):
+    """The record of rollouts cannot be used, or does not hold what was asked for."""
+
+
+class StuckError(RolloutError):
+    """The goal cannot be reached, and neither can the state before."""
