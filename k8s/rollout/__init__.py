@@ -18,7 +18,7 @@ from .errors import (
 )
 from .gate import Gate, Report
 from .journal import Journal, JournalWriter, Record
-from .plan import Limits
+from .plan import Limits, conflict
 from .record import Decision, Kind, Outcome, Rollout, rollout_to_json
 from .server import ModelServer
 from .shadow import compare
@@ -53,6 +53,7 @@ __all__ = [
     "begin",
     "begin_undo",
     "compare",
+    "conflict",
     "decide",
     "leave",
     "rollout_to_json",

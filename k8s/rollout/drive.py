@@ -46,7 +46,7 @@ class AlreadyStableError(RolloutError):
 
 
 class CheckError(RolloutError):
-    """The version's files are missing or damaged."""
+    """The version is missing or damaged, or does not answer as its files say."""
 
 
 def begin(
@@ -198,7 +198,8 @@ class Driver:
 
     check: sees whether the version's files are there and whole, and says what it looked at; raises
         CheckError.
-    shadow: compares two versions (canary, stable) as `shadow.compare` does; not called without a gate.
+    shadow: compares two versions (canary, stable) as `shadow.compare` does, and may raise CheckError, too;
+        not called without a gate.
     listener: told each step in words, when it is new.
     patience_s: how long a stage that does not answer is asked again.
     poll_s: between two looks. repeat_s: until a placement that shows no effect is asked for once more.
@@ -342,6 +343,9 @@ class Driver:
             report = self._shadow(rollout.version, rollout.previous)
         except RetryError:
             raise
+        except CheckError as error:
+            self._decided(rollout, Decision.ABORT, str(error))
+            return
         except ClientError as error:
             self._decided(rollout, Decision.ABORT, f"it cannot be compared: {error}")
             return

@@ -1,0 +1,630 @@
+"""`graftserve rollout`: a new version beside the old one, compared, promoted or taken back."""
+
+import getpass
+import json
+import os
+import random
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .image_paths import ImagePaths
+from .output import CommandError
+
+if TYPE_CHECKING:
+    from graftserve.client import Client
+    from graftserve.k8s.rollout import (
+        Driver,
+        Journal,
+        JournalWriter,
+        ModelConfigFile,
+        ModelServer,
+        Record,
+        Report,
+        Rollout,
+    )
+
+__all__ = ["command"]
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+_GOLDEN_TOLERANCE = 1e-3  # of a probability, as graftserve verify allows a server: GPUs round otherwise
+
+
+def _options(command: CommandT) -> CommandT:
+    """What names the server, the model and the journal."""
+    options = (
+        click.option(
+            "--target", default="localhost:8500", show_default=True, help="gRPC address of one server."
+        ),
+        click.option("--model", required=True, help="Name of the model."),
+        click.option(
+            "--model-config-file",
+            "config_file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="The file that the server has as --model_config_file. The model's versions and labels are "
+            "changed in it, all else stays.",
+        ),
+        click.option(
+            "--only-model",
+            is_flag=True,
+            help="The server has no such file and just this model: others would be unloaded.",
+        ),
+        click.option(
+            "--model-base-path",
+            "base_path",
+            help="With --only-model: the model's folder, as the server sees it.",
+        ),
+        click.option(
+            "--state",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Where the rollouts are written down.  [default: beside the --model-config-file, or below "
+            "~/.local/state/graftserve/rollouts]",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _run_options(command: CommandT) -> CommandT:
+    """What the commands that change something have, too."""
+    positive = click.FloatRange(min=0, min_open=True)
+    options = (
+        click.option("-m", "--message", default="", help="Why; kept in the history."),
+        click.option(
+            "--timeout-s",
+            type=positive,
+            default=30.0,
+            show_default=True,
+            help="Seconds that a request may take, retries included.",
+        ),
+        click.option(
+            "--load-timeout-s",
+            type=positive,
+            default=600.0,
+            show_default=True,
+            help="Seconds until a version must be AVAILABLE, or unloaded.",
+        ),
+        click.option(
+            "--drain-s",
+            type=click.FloatRange(min=0),
+            default=5.0,
+            show_default=True,
+            help="Seconds from the moment a version has no label to its unloading.",
+        ),
+        click.option(
+            "--patience-s",
+            type=positive,
+            default=60.0,
+            show_default=True,
+            help="Seconds that a server may be away, as in a restart.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group("rollout")
+def command() -> None:
+    """Bring a version into service on a running server: TensorFlow Serving, or graftserve serve.
+
+    It is loaded beside the version labelled "stable", gets the label "canary", and is compared on your
+    images. If it passes, the label "stable" moves to it and the old version is unloaded; if not, it is taken
+    away again.
+
+    Callers must ask for the label (Client(..., version_label="stable")): those who name no version get the
+    highest one that is loaded, which is the canary.
+
+    Interrupted anywhere, the same command goes on. The exit status is 0 when it is done or waits for
+    "promote", 1 when it was aborted or failed.
+    """
+
+
+@command.command("start")
+@_options
+@click.option("--version", type=click.IntRange(min=0), required=True, help="The version to bring.")
+@click.option(
+    "--from", "previous", type=click.IntRange(min=0), help="The one that is stable, if nothing is labelled."
+)
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="DIR|GLOB",
+    help="Images to compare the two versions on, as for graftserve classify; may be given several times.",
+)
+@click.option("--skip-comparison", is_flag=True, help="Compare nothing.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="How many of the images, chosen at random.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which ones.")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=0.98,
+    show_default=True,
+    help="The share of images that must get the same class.",
+)
+@click.option(
+    "--max-shift",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="How far the score of a class may move on any image.",
+)
+@click.option(
+    "--max-latency-ratio",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.5,
+    show_default=True,
+    help="Median latency, new by old.",
+)
+@click.option(
+    "--max-errors",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How many images only the new version may fail on.",
+)
+@click.option(
+    "--server-allows-labels",
+    is_flag=True,
+    help="The server runs with --allow_version_labels_for_unavailable_models; needed where its file has no "
+    "labels yet.",
+)
+@click.option("--auto", is_flag=True, help="Promote at once if the comparison is passed.")
+@_run_options
+def start(
+    version: int,
+    previous: int | None,
+    images: tuple[str, ...],
+    skip_comparison: bool,
+    sample: int,
+    seed: int,
+    min_agreement: float,
+    max_shift: float,
+    max_latency_ratio: float,
+    max_errors: int,
+    server_allows_labels: bool,
+    auto: bool,
+    **common: Any,
+) -> None:
+    """Load a version, compare it, and wait for "promote"; with --auto, promote it.
+
+    Where no version is stable yet, the only one that the server has is labelled so.
+
+    \b
+    Example:
+      graftserve rollout start --target localhost:8500 --model flowers --version 4 \\
+        --model-config-file models.config --images photos/
+    """
+    from graftserve.k8s.rollout import AlreadyStableError, Gate, begin, compare
+
+    if skip_comparison == bool(images):
+        raise click.UsageError("expected --images to compare the versions on, or --skip-comparison")
+    gate = None if skip_comparison else Gate(min_agreement, max_shift, max_latency_ratio, max_errors)
+    chosen = _sample(images, sample, seed)
+    with _opened(common) as run:
+        if not server_allows_labels and run.config_file is not None and not run.config_file.has_labels():
+            raise CommandError(
+                f"{run.config_file.path} has no labels yet. No server starts from a file with labels "
+                "unless it has --allow_version_labels_for_unavailable_models: start yours with that, then "
+                "say --server-allows-labels here"
+            )
+
+        def shadow(canary: int, stable: int) -> "Report":
+            timeout_s = common["timeout_s"]
+            with run.stage.client(stable, timeout_s) as old, run.stage.client(canary, timeout_s) as new:
+                run.check_goldens(canary, new)
+                return compare(old, new, chosen, seed=seed, max_errors=max_errors)
+
+        current = run.writer.record.current
+        if current is not None and current.version == version and current.kind == "rollout":
+            _say(f"going on with {current.title}")
+            run.writer.update(replace(current, gate=gate, auto=auto))
+        else:
+            try:
+                begin(
+                    run.stage,
+                    run.writer,
+                    version=version,
+                    previous=previous,
+                    gate=gate,
+                    auto=auto,
+                    by=_who(),
+                    note=common["message"],
+                )
+            except AlreadyStableError as error:
+                _print({"outcome": "promoted", "version": version}, common["as_json"], f"{error}")
+                return
+        rollout = run.driver(shadow).run()
+    _show(rollout, common["as_json"])
+    _end(rollout.outcome != "aborted")
+
+
+@command.command("promote")
+@_options
+@_run_options
+def promote(**common: Any) -> None:
+    """Make the canary stable and unload the version before.
+
+    \b
+    Example: graftserve rollout promote --model flowers --model-config-file models.config
+    """
+    from graftserve.k8s.rollout import Decision, decide
+
+    with _opened(common) as run:
+        decide(run.writer, Decision.PROMOTE, common["message"] or f"promoted by {_who()}")
+        rollout = run.driver().run()
+    _show(rollout, common["as_json"])
+    _end(rollout.outcome == "promoted")
+
+
+@command.command("abort")
+@_options
+@click.option(
+    "--leave",
+    "leave_it",
+    is_flag=True,
+    help="Only forget the rollout: server and configuration stay as somebody else has made them.",
+)
+@_run_options
+def abort(leave_it: bool, **common: Any) -> None:
+    """Give the label "stable" back to the version before, and unload the new one.
+
+    \b
+    Example: graftserve rollout abort --model flowers --model-config-file models.config -m "wrong labels"
+    """
+    from graftserve.k8s.rollout import Decision, decide, leave
+
+    reason = common["message"] or f"aborted by {_who()}"
+    with _opened(common) as run:
+        if leave_it:
+            rollout = leave(run.writer, reason)
+        else:
+            decide(run.writer, Decision.ABORT, reason)
+            rollout = run.driver().run()
+    _show(rollout, common["as_json"])
+    _end(rollout.outcome != "promoted")
+
+
+@command.command("undo")
+@_options
+@_run_options
+def undo(**common: Any) -> None:
+    """Bring the version before the last promoted one back. Undoing that goes forward again.
+
+    \b
+    Example: graftserve rollout undo --model flowers --model-config-file models.config
+    """
+    from graftserve.k8s.rollout import begin_undo
+
+    with _opened(common) as run:
+        current = run.writer.record.current
+        if current is None or current.kind != "undo":
+            begin_undo(run.stage, run.writer, by=_who(), note=common["message"])
+        else:
+            _say(f"going on with {current.title}")
+        rollout = run.driver().run()
+    _show(rollout, common["as_json"])
+    _end(rollout.outcome == "promoted")
+
+
+@command.command("status")
+@_options
+@click.option(
+    "--timeout-s", type=float, default=10.0, show_default=True, help="Seconds to wait for the server."
+)
+def status(timeout_s: float, as_json: bool, **place: Any) -> None:
+    """Show what is under way, what the server has, and whether somebody else has changed it.
+
+    The exit status is 1 if somebody has, or if the server does not answer.
+
+    \b
+    Example: graftserve rollout status --model flowers --model-config-file models.config
+    """
+    from graftserve.client import ClientError
+    from graftserve.k8s.rollout import Observed, conflict, rollout_to_json
+
+    record = _journal(place).read()
+    current = record.current
+    error = changed = None
+    try:
+        with _stage(place, _how(place, record), timeout_s) as stage:
+            observed = stage.observe()
+        changed = None if current is None else conflict(current, observed)
+    except ClientError as exc:
+        observed, error = Observed(), str(exc)
+    versions = [
+        {"version": item.version, "state": str(item.state), "error_message": item.error_message}
+        for _, item in sorted(observed.versions.items(), reverse=True)
+    ]
+    values = {
+        "target": place["target"],
+        "model": place["model"],
+        "stable": observed.stable,
+        "canary": observed.canary,
+        "versions": versions,
+        "error": error,
+        "conflict": changed,
+        "current": None if current is None else rollout_to_json(current),
+    }
+    lines = (
+        [error]
+        if error
+        else [
+            f"stable     {_or_none(observed.stable)}",
+            f"canary     {_or_none(observed.canary)}",
+            *(
+                f"version {item['version']}  {item['state']}  {item['error_message']}".rstrip()
+                for item in versions
+            ),
+        ]
+    )
+    if current is None:
+        lines.append("no rollout is under way")
+    else:
+        lines += [
+            f"{current.title}, begun {current.started_at} by {current.by or 'unknown'}",
+            *_numbers(current),
+        ]
+        lines.append(f"next: {_next_command(current)}")
+    if changed:
+        lines.append(f"somebody else changed the server: {changed}")
+    _print(values, as_json, "\n".join(lines))
+    _end(not changed and not error)
+
+
+@command.command("history")
+@_options
+def history(as_json: bool, **place: Any) -> None:
+    """List the rollouts of a model on a server: who, when, why, and what the comparison said.
+
+    \b
+    Example: graftserve rollout history --model flowers --model-config-file models.config
+    """
+    from graftserve.k8s.rollout import rollout_to_json
+
+    record = _journal(place).read()
+    rollouts = [*record.history, *([record.current] if record.current else [])]
+    values = {
+        "target": place["target"],
+        "model": place["model"],
+        "rollouts": [rollout_to_json(item) for item in rollouts],
+    }
+    lines = []
+    for item in reversed(rollouts):
+        how = f"{item.outcome or 'under way'}"
+        lines.append(f"{item.started_at}  {item.title}  {how}  by {item.by or 'unknown'}")
+        lines += [f"    {line}" for line in (*([item.note] if item.note else []), *_numbers(item))]
+        if item.reason:
+            lines.append(f"    {item.reason}")
+    _print(values, as_json, "\n".join(lines) or "no rollouts yet")
+
+
+class _Run:
+    """The server, the journal with its lock, and what makes the driver of the two."""
+
+    def __init__(
+        self, common: dict[str, Any], stage: "ModelServer", writer: "JournalWriter", how: "_How"
+    ) -> None:
+        self.stage = stage
+        self.writer = writer
+        self.config_file = how.config_file
+        self._base_path = how.base_path if how.config_file is None else how.config_file.base_path()
+        self._common = common
+
+    def driver(self, shadow: "Callable[[int, int], Report] | None" = None) -> "Driver":
+        from graftserve.k8s.rollout import Driver, Limits
+
+        return Driver(
+            self.stage,
+            self.writer,
+            check=self._check,
+            shadow=shadow,
+            listener=_say,
+            limits=Limits(self._common["load_timeout_s"], self._common["drain_s"]),
+            patience_s=self._common["patience_s"],
+        )
+
+    def check_goldens(self, version: int, client: "Client") -> None:
+        """Ask for the version's golden images, where its files are on this machine and have some."""
+        from graftserve.export.errors import VerificationError
+        from graftserve.export.goldens import read_goldens
+        from graftserve.k8s.rollout import CheckError
+
+        from .replay import replay
+
+        folder = Path(self._base_path, str(version))
+        try:
+            read_goldens(folder)
+        except VerificationError:
+            return  # not a version of graftserve export; the sums have told whether one is damaged
+        try:
+            result = replay(folder, client, self._common["model"])
+        except CommandError as error:  # an answer that cannot be that of these files
+            raise CheckError(str(error)) from error
+        if not result.largest_difference <= _GOLDEN_TOLERANCE:
+            raise CheckError(
+                f"version {version} differs by {result.largest_difference:.3g} from what its golden image "
+                f"{result.worst} must give, at most {_GOLDEN_TOLERANCE:g} allowed: another model answers"
+            )
+
+    def _check(self, version: int) -> str:
+        """Look at the version's files, where they are on this machine; the server decides in any case."""
+        from graftserve.export.errors import ManifestError
+        from graftserve.export.manifest import MANIFEST, check_manifest
+        from graftserve.k8s.rollout import CheckError
+
+        base = Path(self._base_path)
+        if not base.is_dir():
+            return f"{base} is not on this machine, its files are not checked"
+        folder = base / str(version)
+        if not folder.is_dir():
+            raise CheckError(f"{folder}: there is no such version")
+        if not (folder / MANIFEST).is_file():
+            if not (folder / "saved_model.pb").is_file():
+                raise CheckError(f"{folder}: expected a saved_model.pb, got none")
+            return "it has no sums to check"
+        try:
+            return f"{check_manifest(folder)} files with the sums of the manifest"
+        except ManifestError as error:
+            raise CheckError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _How:
+    """The server's file, or else the base path of its only model."""
+
+    config_file: "ModelConfigFile | None"
+    base_path: str = ""
+
+
+@contextmanager
+def _opened(common: dict[str, Any]) -> "Iterator[_Run]":
+    journal = _journal(common)
+    how = _how(common, journal.read())
+    path = "" if how.config_file is None else str(how.config_file.path)
+    settings = {"model_config_file": path, "model_base_path": how.base_path}
+    with (
+        journal.writing(f"{_who()}, process {os.getpid()},", settings) as writer,
+        _stage(common, how, common["timeout_s"]) as stage,
+    ):
+        try:
+            yield _Run(common, stage, writer, how)
+        except KeyboardInterrupt:
+            _say("interrupted: the same command goes on, `graftserve rollout abort` goes back")
+            raise
+
+
+def _how(place: dict[str, Any], record: "Record") -> _How:
+    """As the options say, or as they said last time."""
+    from graftserve.k8s.rollout import ModelConfigFile
+
+    config_file, base_path = place["config_file"], place["base_path"]
+    if config_file is not None and (place["only_model"] or base_path):
+        raise click.UsageError("--model-config-file and --only-model exclude each other")
+    if place["only_model"] != bool(base_path):
+        raise click.UsageError(
+            "--only-model and --model-base-path belong together: a reload tells the server all that it has"
+        )
+    if config_file is None and not base_path:
+        settings = record.settings or {}
+        config_file = settings.get("model_config_file") or None
+        base_path = settings.get("model_base_path") or ""
+    if config_file is not None:
+        return _How(ModelConfigFile(Path(os.path.abspath(config_file)), place["model"]))
+    if base_path:
+        return _How(None, base_path)
+    raise click.UsageError(
+        f"no rollout of {place['model']} at {place['target']} is known here: name the server's "
+        "--model-config-file; or, if it has just this model, give --only-model and --model-base-path"
+    )
+
+
+def _stage(place: dict[str, Any], how: _How, timeout_s: float) -> "ModelServer":
+    from graftserve.k8s.rollout import ModelServer
+
+    return ModelServer(place["target"], place["model"], how.config_file or how.base_path, timeout_s=timeout_s)
+
+
+def _journal(place: dict[str, Any]) -> "Journal":
+    from graftserve.k8s.rollout import Journal
+
+    target, model = place["target"], place["model"]
+    path = place["state"]
+    if path is None:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{target}-{model}") + ".json"
+        if place["config_file"] is not None:
+            config_file = Path(os.path.abspath(place["config_file"]))
+            path = config_file.with_name(f"{config_file.name}.rollouts") / name
+        else:
+            home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+            path = Path(home, "graftserve", "rollouts", name)
+    return Journal(path, target, model)
+
+
+def _sample(arguments: Sequence[str], count: int, seed: int) -> list[Path]:
+    if not arguments:
+        return []
+    paths = sorted(ImagePaths(arguments, sys.stdin.buffer))
+    if not paths:
+        raise CommandError(f"{arguments[0]}: expected images, found none")
+    chosen = random.Random(seed).sample(paths, min(count, len(paths)))
+    return [Path(path) for path in chosen]
+
+
+def _show(rollout: "Rollout", as_json: bool) -> None:
+    from graftserve.k8s.rollout import rollout_to_json
+
+    if rollout.outcome is None:
+        last = f"{rollout.title} waits: `graftserve rollout promote` or `graftserve rollout abort`"
+    else:
+        last = f"{rollout.title} {rollout.outcome}: {rollout.reason}"
+    _print(rollout_to_json(rollout), as_json, "\n".join((*_numbers(rollout), last)))
+
+
+def _numbers(rollout: "Rollout") -> list[str]:
+    report = rollout.report
+    if report is None:
+        return []
+    lines = [f"compared   {report.compared} of {report.images} images"]
+    if report.compared:
+        lines += [
+            f"agreement  {report.agreement:.4f}",
+            f"shift      at most {report.largest_shift:.3f}, on {report.shift_image}",
+            f"latency    {report.canary_p50_ms:.1f} ms against {report.stable_p50_ms:.1f} ms, "
+            f"{report.latency_ratio:.2f} times (p95 {report.canary_p95_ms:.1f} and "
+            f"{report.stable_p95_ms:.1f} ms)",
+        ]
+    if report.errors:
+        lines.append(f"errors     {report.errors}; {report.first_error}")
+    lines += [
+        f"differs    {image}: {stable} became {canary}" for image, stable, canary in report.disagreements
+    ]
+    return lines
+
+
+def _next_command(rollout: "Rollout") -> str:
+    if rollout.decision is not None:
+        again = "undo" if rollout.kind == "undo" and rollout.decision == "promote" else rollout.decision
+        return f"`graftserve rollout {again}` goes on with it ({rollout.reason})"
+    ready = rollout.gate is None or rollout.report is not None
+    return "`promote` or `abort`" if ready else "`start` with the same version goes on, `abort` goes back"
+
+
+def _or_none(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
+
+
+def _print(values: dict[str, Any], as_json: bool, text: str) -> None:
+    click.echo(json.dumps(values, ensure_ascii=False) if as_json else text)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _end(ok: bool) -> None:
+    if not ok:
+        click.get_current_context().exit(1)
+
+
+def _who() -> str:
+    user = f"uid {os.getuid()}"
+    with suppress(KeyError, OSError):  # a user without a name
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
