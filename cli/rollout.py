@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .image_paths import ImagePaths
-from .output import CommandError
+from .output import CommandError, CountPrinter
 
 if TYPE_CHECKING:
     from graftserve.client import Client
@@ -229,7 +229,15 @@ def start(
             timeout_s = common["timeout_s"]
             with run.stage.client(stable, timeout_s) as old, run.stage.client(canary, timeout_s) as new:
                 run.check_goldens(canary, new)
-                return compare(old, new, chosen, seed=seed, max_errors=max_errors)
+                printer = CountPrinter("comparing", len(chosen))
+                report = compare(
+                    *(old, new, chosen),
+                    seed=seed,
+                    max_errors=max_errors,
+                    progress=lambda done, total: printer.advance(),
+                )
+                printer.end()
+                return report
 
         current = run.writer.record.current
         if current is not None and current.version == version and current.kind == "rollout":
@@ -424,8 +432,12 @@ class _Run:
         self.stage = stage
         self.writer = writer
         self.config_file = how.config_file
-        self._base_path = how.base_path if how.config_file is None else how.config_file.base_path()
+        self._how = how
         self._common = common
+
+    @property
+    def _base_path(self) -> str:
+        return self._how.base_path if self.config_file is None else self.config_file.base_path()
 
     def driver(self, shadow: "Callable[[int, int], Report] | None" = None) -> "Driver":
         from graftserve.k8s.rollout import Driver, Limits
@@ -574,7 +586,7 @@ def _show(rollout: "Rollout", as_json: bool) -> None:
         last = f"{rollout.title} waits: `graftserve rollout promote` or `graftserve rollout abort`"
     else:
         last = f"{rollout.title} {rollout.outcome}: {rollout.reason}"
-    _print(rollout_to_json(rollout), as_json, "\n".join((*_numbers(rollout), last)))
+    _print(rollout_to_json(rollout), as_json, "\n".join((*_numbers(rollout), *_differences(rollout), last)))
 
 
 def _numbers(rollout: "Rollout") -> list[str]:
@@ -592,10 +604,12 @@ def _numbers(rollout: "Rollout") -> list[str]:
         ]
     if report.errors:
         lines.append(f"errors     {report.errors}; {report.first_error}")
-    lines += [
-        f"differs    {image}: {stable} became {canary}" for image, stable, canary in report.disagreements
-    ]
     return lines
+
+
+def _differences(rollout: "Rollout") -> list[str]:
+    rows = () if rollout.report is None else rollout.report.disagreements
+    return [f"differs    {image}: {stable} became {canary}" for image, stable, canary in rows]
 
 
 def _next_command(rollout: "Rollout") -> str:

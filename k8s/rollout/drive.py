@@ -154,7 +154,7 @@ def _new(
     canaries = {observed.canary, configured.canary if configured else None} - {None, version}
     if canaries:
         raise ConflictError(
-            f"version {min(filter(None, canaries))} is labelled canary, which no rollout here did: take the "
+            f"version {canaries.pop()} is labelled canary, which no rollout here did: take the "
             "label away first"
         )
     served = configured.versions if configured is not None and configured.versions else observed.present

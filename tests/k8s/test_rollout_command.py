@@ -135,6 +135,7 @@ def test_a_version_that_does_not_pass_is_aborted_with_status_1(rollout, shop, pl
     assert ended["reason"].startswith("agreement 0.0000 on 12 images")
     assert len(ended["report"]["disagreements"]) == 5
     assert "abort: agreement 0.0000" in err
+    assert "became" not in rollout("history", *place)[1].split("at least 0.98 needed")[0]
     status, out, _ = rollout("status", *place, "--json")
     values = json.loads(out)
     assert (status, values["stable"], values["canary"], values["current"]) == (0, 3, None, None)

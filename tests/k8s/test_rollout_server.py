@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from graftserve.client import Client, ClientError, VersionState
+from graftserve.client import Client, ClientError, UnavailableError, VersionState
 from graftserve.k8s.rollout import (
     BusyError,
     CheckError,
@@ -352,6 +352,33 @@ def test_refusals(shop, times: int, outcome: str) -> None:
         rollout = shop.start(4, stage=Refusing(stage, times))
     assert rollout.outcome == outcome
     assert shop.placement() == (NEW if outcome == "promoted" else OLD)
+
+
+class DeadLine:
+    """A stage of whose requests each first one is lost: on its way, or the answer on its way back."""
+
+    def __init__(self, stage: Any, *, done: bool) -> None:
+        self.stage, self.done = stage, done
+        self.observe, self.client = stage.observe, stage.client
+        self.lost: list[Placement] = []
+
+    def apply(self, placement: Placement, expected: Placement | None) -> None:
+        lost = placement not in self.lost
+        if not lost or self.done:
+            self.stage.apply(placement, expected)
+        if lost:
+            self.lost.append(placement)
+            raise UnavailableError("the line went dead")
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_requests_and_answers_that_are_lost(shop, done: bool) -> None:
+    with shop.stage() as stage:
+        dead = DeadLine(stage, done=done)
+        assert shop.start(4, stage=dead).outcome == "promoted"
+    assert dead.lost == [Placement(frozenset({3, 4}), 3), BOTH, Placement(frozenset({3, 4}), 4), NEW]
+    assert shop.placement() == NEW
+    assert shop.observe().configured == NEW
 
 
 def test_a_refused_abort_is_said(shop) -> None:
