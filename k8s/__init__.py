@@ -1,1 +1,1 @@
-"""Kubernetes and rollouts: the manifests in base, components and overlays, what renders them, and `rollout`."""
+"""Kubernetes: the manifests in base, components and overlays, what renders them, and rollouts."""
