@@ -40,7 +40,7 @@ def start_pod(publish: Callable[[str, Path], Path], base_options: Mapping[str, A
     """start_pod() -> a server with component embedded's arguments, "flowers" 3 pinned beside others."""
     servers = []
 
-    def start() -> Server:
+    def start(max_age_ms: int | None = None) -> Server:
         models, config = tmp_path / "models", tmp_path / "serving"
         for version in (2, 3, 4):
             publish("half_plus_two", models / str(version))
@@ -55,6 +55,9 @@ def start_pod(publish: Callable[[str, Path], Path], base_options: Mapping[str, A
         args = [
             arg.replace("/etc/serving", str(config)).replace("$(CPU_LIMIT)", "2") for arg in container["args"]
         ]
+        if max_age_ms is not None:
+            assert any("max_connection_age_ms=30000," in arg for arg in args)
+            args = [arg.replace("age_ms=30000,", f"age_ms={max_age_ms},") for arg in args]
         given = Options.from_args([*args, f"--monitoring_config_file={config}/monitoring.config"])
         values = {flag: getattr(given, flag) for flag in given.__dataclass_fields__}
         servers.append(Server(Options(**{**values, **base_options, "enable_grpc_healthcheck_service": True})))
@@ -144,6 +147,20 @@ def test_the_pinned_version_alone_is_loaded_and_its_health_is_the_models(start_p
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
             stub.Check(health_pb2.HealthCheckRequest(service="birds"), timeout=10)
+
+
+def test_connections_end_and_are_made_again_without_a_failed_call(start_pod: Any) -> None:
+    """What a drain relies on: no connection is left, and nobody noticed."""
+    server = start_pod(max_age_ms=200)
+    states: list[grpc.ChannelConnectivity] = []
+    request = health_pb2.HealthCheckRequest(service="flowers")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        channel.subscribe(states.append, try_to_connect=True)
+        stub = health_pb2_grpc.HealthStub(channel)
+        deadline = time.monotonic() + 30
+        while states.count(grpc.ChannelConnectivity.READY) < 3 and time.monotonic() < deadline:
+            assert stub.Check(request, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+    assert states.count(grpc.ChannelConnectivity.READY) >= 3
 
 
 # Component tls
