@@ -64,8 +64,8 @@ from graftserve.client import Client
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with Client(sys.argv[1], "flowers", timeout_s=60) as client:
     client.classify(b"1")
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         {cell}
     except KeyboardInterrupt:
         print("interrupted", len(client.classify_many([b"1"] * 300)), flush=True)
