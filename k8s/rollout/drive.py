@@ -34,9 +34,9 @@ from .plan import (
     next_action,
 )
 from .record import Decision, Kind, Outcome, Rollout
-from .stage import Observed, Placement, Stage
+from .stage import Observable, Observed, Placement, Stage
 
-__all__ = ["AlreadyStableError", "CheckError", "Driver", "begin", "begin_undo", "decide", "leave"]
+__all__ = ["AlreadyStableError", "CheckError", "Driver", "begin", "begin_undo", "decide", "leave", "utc_now"]
 
 _REFUSALS = 3
 
@@ -50,7 +50,7 @@ class CheckError(RolloutError):
 
 
 def begin(
-    stage: Stage,
+    stage: Observable,
     writer: JournalWriter,
     *,
     version: int,
@@ -77,7 +77,7 @@ def begin(
     return rollout
 
 
-def begin_undo(stage: Stage, writer: JournalWriter, *, by: str = "", note: str = "") -> Rollout:
+def begin_undo(stage: Observable, writer: JournalWriter, *, by: str = "", note: str = "") -> Rollout:
     """Write down that the version before the last promoted one is wanted back.
 
     Undoing an undo goes forward again. Raises JournalError if there is nothing to undo or a rollout is under
@@ -136,7 +136,7 @@ def leave(writer: JournalWriter, reason: str) -> Rollout:
     rollout = writer.record.current
     if rollout is None:
         raise JournalError("no rollout is under way: there is nothing to leave")
-    ended = replace(rollout, outcome=Outcome.LEFT, reason=reason, ended_at=_utc_now())
+    ended = replace(rollout, outcome=Outcome.LEFT, reason=reason, ended_at=utc_now())
     writer.end(ended)
     return ended
 
@@ -163,7 +163,7 @@ def _new(
         number=writer.record.next_number,
         version=version,
         previous=previous,
-        started_at=_utc_now(),
+        started_at=utc_now(),
         by=by,
         note=note,
         found=observed.present,
@@ -289,7 +289,7 @@ class Driver:
                 raise StuckError(f"{rollout.title}: {reason}")
             case Finish():
                 outcome = Outcome.PROMOTED if rollout.decision is Decision.PROMOTE else Outcome.ABORTED
-                ended = replace(rollout, outcome=outcome, ended_at=_utc_now())
+                ended = replace(rollout, outcome=outcome, ended_at=utc_now())
                 self._writer.end(ended)
                 return ended
         return None
@@ -372,5 +372,6 @@ class Driver:
             self._listener(text)
 
 
-def _utc_now() -> str:
+def utc_now() -> str:
+    """The time, as the journal has it: ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -46,10 +46,14 @@ class Record:
 
 
 class Journal:
-    """The file `path` for one model at one target, which it names, so that no other's is taken for it."""
+    """The file `path` for one model at one target, which it names, so that no other's is taken for it.
 
-    def __init__(self, path: Path, target: str, model: str) -> None:
+    lock_path: where the lock is, if not beside the file.
+    """
+
+    def __init__(self, path: Path, target: str, model: str, *, lock_path: Path | None = None) -> None:
         self.path = path
+        self._lock_path = lock_path or path.with_name(f"{path.name}.lock")
         self._target = target
         self._model = model
 
@@ -77,7 +81,8 @@ class Journal:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(self.path.with_name(f"{self.path.name}.lock"), wait=False, holder=holder):
+            self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self._lock_path, wait=False, holder=holder):
                 yield JournalWriter(self, self.read(), settings)
         except LockedError as error:
             raise BusyError(

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from graftserve.client import Client, VersionState, VersionStatus
 
-__all__ = ["Observed", "Placement", "Stage"]
+__all__ = ["Observable", "Observed", "Placement", "Stage"]
 
 _PRESENT = frozenset({VersionState.START, VersionState.LOADING, VersionState.AVAILABLE})
 
@@ -64,12 +64,16 @@ class Observed:
         )
 
 
-class Stage(Protocol):
-    """A place that can serve two versions side by side."""
+class Observable(Protocol):
+    """A place with tracks."""
 
     def observe(self) -> Observed:
-        """How it is now. Raises ClientError if it cannot be asked, ConfigFileError."""
+        """How it is now. Raises ClientError (it cannot be asked), RolloutError (nor can its files)."""
         ...
+
+
+class Stage(Observable, Protocol):
+    """A place that can serve two versions side by side."""
 
     def apply(self, placement: Placement, expected: Placement | None) -> None:
         """Make it so; what is so already stays. May return before it is so, and may be cut off anywhere: a
