@@ -1,37 +1,49 @@
 """Bring a new version of a model into service: beside the old one, compared with it, and back if need be.
 
 `plan` decides what to do next (pure), `drive` does it and keeps the `journal`, a `stage.Stage` is where it
-is done; `server` is the stage of a model server outside Kubernetes. `gate` says whether a version is good
-enough, `shadow` finds out. No TensorFlow.
+is done; `server` is the stage of a model server outside Kubernetes. On Kubernetes, versions are lines of
+an `overlay`'s files: `overlay_plan` decides which to change, `overlay_drive` changes them, `cluster` applies
+them. `gate` says whether a version is good enough, `shadow` finds out. No TensorFlow.
 """
 
+from .cluster import Cluster
 from .config_file import ModelConfigFile
 from .drive import AlreadyStableError, CheckError, Driver, begin, begin_undo, decide, leave
 from .errors import (
     BusyError,
+    ClusterError,
     ConfigFileError,
     ConflictError,
     JournalError,
+    NotReadyError,
+    OverlayError,
     RefusedError,
     RolloutError,
     StuckError,
 )
 from .gate import Gate, Report
 from .journal import Journal, JournalWriter, Record
+from .overlay import Edit, Overlay, Tracks
+from .overlay_drive import JOURNAL, OverlayDriver, decide_on_overlay
+from .overlay_plan import Share, changed_by_others, next_edit
 from .plan import Limits, conflict
 from .record import Decision, Kind, Outcome, Rollout, rollout_to_json
 from .server import ModelServer
 from .shadow import compare
-from .stage import Observed, Placement, Stage
+from .stage import Observable, Observed, Placement, Stage
 
 __all__ = [
+    "JOURNAL",
     "AlreadyStableError",
     "BusyError",
     "CheckError",
+    "Cluster",
+    "ClusterError",
     "ConfigFileError",
     "ConflictError",
     "Decision",
     "Driver",
+    "Edit",
     "Gate",
     "Journal",
     "JournalError",
@@ -40,21 +52,31 @@ __all__ = [
     "Limits",
     "ModelConfigFile",
     "ModelServer",
+    "NotReadyError",
+    "Observable",
     "Observed",
     "Outcome",
+    "Overlay",
+    "OverlayDriver",
+    "OverlayError",
     "Placement",
     "Record",
     "RefusedError",
     "Report",
     "Rollout",
     "RolloutError",
+    "Share",
     "Stage",
     "StuckError",
+    "Tracks",
     "begin",
     "begin_undo",
+    "changed_by_others",
     "compare",
     "conflict",
     "decide",
+    "decide_on_overlay",
     "leave",
+    "next_edit",
     "rollout_to_json",
 ]

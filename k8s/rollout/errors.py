@@ -5,15 +5,21 @@ RolloutError
 ├── BusyError        another process is at work on it: wait, or end that one
 ├── RefusedError     the server refuses a configuration; its own is as it was
 ├── ConfigFileError  the server's --model_config_file cannot be read, edited or written
+├── OverlayError     an overlay's files cannot be read or written, or do not say what they must
+├── ClusterError     kubectl fails, in its own words
+│   └── NotReadyError  a Deployment's pods are not ready in time
 ├── JournalError     the record cannot be read or written, or holds no such rollout
 └── StuckError       no way on and none back; the record stays open, so that running again goes on
 """
 
 __all__ = [
     "BusyError",
+    "ClusterError",
     "ConfigFileError",
     "ConflictError",
     "JournalError",
+    "NotReadyError",
+    "OverlayError",
     "RefusedError",
     "RolloutError",
     "StuckError",
@@ -38,6 +44,22 @@ class RefusedError(RolloutError):
 
 class ConfigFileError(RolloutError):
     """The server's --model_config_file cannot be used."""
+
+
+class OverlayError(RolloutError):
+    """An overlay's stable.env, canary.env or kustomization.yaml cannot be used."""
+
+
+class ClusterError(RolloutError):
+    """kubectl fails; what it was asked for may have been done in part, and asking again does the rest."""
+
+
+class NotReadyError(ClusterError):
+    """The pods of a Deployment are not ready in time. deployment: its name."""
+
+    def __init__(self, message: str, deployment: str) -> None:
+        super().__init__(message)
+        self.deployment = deployment
 
 
 class JournalError(RolloutError):

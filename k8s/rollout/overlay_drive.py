@@ -1,0 +1,124 @@
+"""Takes a rollout on an overlay's files as far as it goes by itself, one file at a time.
+
+What is wanted and decided is in the journal before a file is touched, and where a rollout stands is read
+from the files each time: killed anywhere, another `run` goes on, and one after a decision to abort goes back.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from .cluster import CANARY_DEPLOYMENT
+from .drive import decide, utc_now
+from .errors import ConflictError, JournalError, NotReadyError
+from .gate import Report
+from .journal import JournalWriter
+from .overlay import CANARY_ENV, Overlay, Tracks
+from .overlay_plan import Share, changed_by_others, next_edit
+from .record import Decision, Outcome, Rollout
+
+__all__ = ["JOURNAL", "OverlayDriver", "decide_on_overlay"]
+
+JOURNAL = "rollouts.json"
+"""The journal's name in an overlay's folder. It is committed with the files: a revert takes both back."""
+
+
+def decide_on_overlay(overlay: Overlay, writer: JournalWriter, decision: Decision, reason: str) -> Rollout:
+    """As `decide`; also raises JournalError if there is no canary to promote, OverlayError."""
+    current = writer.record.current
+    if decision is Decision.PROMOTE and current is not None and current.decision is None:
+        tracks = overlay.read()
+        if current.version not in (tracks.stable, tracks.canary):
+            raise JournalError(
+                f"{current.title}: version {current.version} is on no track yet: run `start` again, "
+                "it goes on"
+            )
+    return decide(writer, decision, reason)
+
+
+class OverlayDriver:
+    """Changes the files, has them applied, compares, decides.
+
+    share: what the canary is to have.
+    settle: brings what the files say to the cluster and waits for it, as Cluster.settle does; None where
+        somebody else does that.
+    shadow: compares two versions (canary, stable) as `shadow.compare` does; None where that is for later.
+    listener: told each step in words.
+    """
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        writer: JournalWriter,
+        *,
+        share: Share | None = None,
+        settle: Callable[[Tracks], None] | None = None,
+        shadow: Callable[[int, int], Report] | None = None,
+        listener: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._overlay = overlay
+        self._writer = writer
+        self._share = share or Share()
+        self._settle = settle
+        self._shadow = shadow
+        self._listener = listener
+
+    def run(self) -> Rollout:
+        """Go on until it is over, or until somebody must decide; then the rollout's `outcome` is None.
+
+        A canary whose pods are not ready in time, or that does not pass the gate, is aborted.
+        Raises ConflictError (somebody else changed the files, or owns what is to be applied), NotReadyError
+        (of stable), ClusterError, OverlayError, JournalError, ClientError (nothing to compare with). The
+        journal stays as it is then, and another `run` goes on.
+        """
+        while True:
+            rollout = self._writer.record.current
+            if rollout is None:
+                raise JournalError("no rollout is under way")
+            tracks = self._overlay.read()
+            if found := changed_by_others(rollout, tracks):
+                raise ConflictError(
+                    f"{rollout.title}: somebody else changed {self._overlay.folder}: {found}. Nothing is "
+                    "overwritten: undo their change and run this again, or keep it with `abort --leave`"
+                )
+            if edit := next_edit(rollout, tracks, self._share):
+                if edit.file == CANARY_ENV and rollout.decision is Decision.PROMOTE and self._settle:
+                    self._settle(tracks)  # the canary keeps its calls until stable's pods can have them
+                self._listener(str(edit))
+                self._overlay.write(edit)
+            elif (done := self._files_are_right(rollout, tracks)) is not None:
+                return done
+
+    def _files_are_right(self, rollout: Rollout, tracks: Tracks) -> Rollout | None:
+        """None if there is more to do."""
+        if self._settle is not None:
+            try:
+                self._settle(tracks)
+            except NotReadyError as error:
+                if rollout.decision is not None or error.deployment != CANARY_DEPLOYMENT:
+                    raise
+                self._decided(rollout, Decision.ABORT, str(error))
+                return None
+        if rollout.decision is not None:
+            outcome = Outcome.PROMOTED if rollout.decision is Decision.PROMOTE else Outcome.ABORTED
+            ended = replace(rollout, outcome=outcome, ended_at=utc_now())
+            self._writer.end(ended)
+            return ended
+        if rollout.gate is not None and rollout.previous is not None and self._shadow is not None:
+            self._listener(f"compare version {rollout.version} with version {rollout.previous}")
+            rollout = replace(rollout, report=self._shadow(rollout.version, rollout.previous))
+            self._writer.update(rollout)
+        if rollout.gate is not None:
+            if rollout.report is None:
+                return rollout
+            if failures := rollout.gate.failures(rollout.report):
+                self._decided(rollout, Decision.ABORT, "; ".join(failures))
+                return None
+        if not rollout.auto:
+            return rollout
+        reason = "not compared" if rollout.gate is None else "the gate is passed"
+        self._decided(rollout, Decision.PROMOTE, reason)
+        return None
+
+    def _decided(self, rollout: Rollout, decision: Decision, reason: str) -> None:
+        self._listener(f"{decision}: {reason}")
+        self._writer.update(replace(rollout, decision=decision, reason=reason))
