@@ -33,7 +33,7 @@ _COMMANDS = {
     "compare": "Show where two versions of a model disagree.",
     "pull": "Fetch a version from an object store, every sum checked.",
     "serve": "Serve a model's versions over gRPC and REST.",
-    "rollout": "Bring a version into service on a running server, compared with the one before.",
+    "rollout": "Bring a version into service, on a server or in an overlay, compared with the one before.",
     "classify": "Classify images on a running server.",
     "bench": "Measure throughput and latency of a running server under load.",
     "status": "Show a model's versions on a running server.",

@@ -1,22 +1,30 @@
 """`graftserve rollout`: a new version beside the old one, compared, promoted or taken back."""
 
-import getpass
-import json
 import os
-import random
 import re
-import socket
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from .image_paths import ImagePaths
 from .output import CommandError, CountPrinter
+from .rollout_output import (
+    end,
+    next_command,
+    numbers,
+    or_none,
+    print_values,
+    sample_images,
+    say,
+    show,
+    show_history,
+    who,
+)
 
 if TYPE_CHECKING:
     from graftserve.client import Client
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
         ModelServer,
         Record,
         Report,
-        Rollout,
     )
 
 __all__ = ["command"]
@@ -38,13 +45,37 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 _GOLDEN_TOLERANCE = 1e-3  # of a probability, as graftserve verify allows a server: GPUs round otherwise
 
 
+# Parameters that make no sense with --overlay, and those that make none without.
+_SERVER_ONLY = frozenset(
+    [
+        "target",
+        "model",
+        "config_file",
+        "only_model",
+        "base_path",
+        "state",
+        "previous",
+        "server_allows_labels",
+        "drain_s",
+        "patience_s",
+    ]
+)
+_OVERLAY_ONLY = frozenset(["replicas", "weight", "target_stable", "target_canary", "apply_it", "context"])
+
+
 def _options(command: CommandT) -> CommandT:
-    """What names the server, the model and the journal."""
+    """What names the server, the model and the journal; or the overlay."""
     options = (
+        click.option(
+            "--overlay",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Change this Kustomize overlay's stable.env and canary.env, for Kubernetes, instead of a "
+            "server.",
+        ),
         click.option(
             "--target", default="localhost:8500", show_default=True, help="gRPC address of one server."
         ),
-        click.option("--model", required=True, help="Name of the model."),
+        click.option("--model", help="Name of the model; an --overlay has it."),
         click.option(
             "--model-config-file",
             "config_file",
@@ -108,22 +139,57 @@ def _run_options(command: CommandT) -> CommandT:
             show_default=True,
             help="Seconds that a server may be away, as in a restart.",
         ),
+        click.option(
+            "--apply",
+            "apply_it",
+            is_flag=True,
+            help="With --overlay: have kubectl apply it, and wait until the pods of both tracks are ready.",
+        ),
+        click.option("--context", default="", help="With --apply: the kubeconfig's context."),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def _by_place(server_command: Callable[..., None]) -> Callable[..., None]:
+    """With --overlay, call the function of the same name in `rollout_overlay` instead."""
+
+    @wraps(server_command)
+    def choose(overlay: Path | None, **values: Any) -> None:
+        ctx = click.get_current_context()
+        given = {name for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        excluded = _OVERLAY_ONLY if overlay is None else _SERVER_ONLY
+        if wrong := given & excluded:
+            option = next(item.opts[0] for item in ctx.command.params if item.name == min(wrong))
+            there = "belongs to" if overlay is None else "does not go with"
+            raise click.UsageError(f"{option} {there} --overlay")
+        values = {name: value for name, value in values.items() if name not in excluded}
+        if overlay is not None:
+            from . import rollout_overlay
+
+            getattr(rollout_overlay, server_command.__name__)(overlay, **values)
+            return
+        if values["model"] is None:
+            raise click.UsageError("Missing option '--model', or --overlay.")
+        server_command(**values)
+
+    return choose
+
+
 @click.group("rollout")
 def command() -> None:
-    """Bring a version into service on a running server: TensorFlow Serving, or graftserve serve.
+    """Bring a version into service, compared with the one before, and take it back if need be.
 
-    It is loaded beside the version labelled "stable", gets the label "canary", and is compared on your
-    images. If it passes, the label "stable" moves to it and the old version is unloaded; if not, it is taken
-    away again.
+    On a running server, TensorFlow Serving or graftserve serve, it is loaded beside the version labelled
+    "stable", gets the label "canary", and is compared on your images. If it passes, the label "stable" moves
+    to it and the old version is unloaded; if not, it is taken away again.
 
     Callers must ask for the label (Client(..., version_label="stable")): those who name no version get the
     highest one that is loaded, which is the canary.
+
+    On Kubernetes, --overlay DIR names an overlay of graftserve's manifests. Its stable.env and canary.env are
+    changed, a diff to review and commit; its rollouts.json says what was done. --apply applies it, too.
 
     Interrupted anywhere, the same command goes on. The exit status is 0 when it is done or waits for
     "promote", 1 when it was aborted or failed.
@@ -185,8 +251,23 @@ def command() -> None:
     help="The server runs with --allow_version_labels_for_unavailable_models; needed where its file has no "
     "labels yet.",
 )
+@click.option(
+    "--replicas", type=click.IntRange(min=0), help="With --overlay: the canary's pods.  [default: 1]"
+)
+@click.option(
+    "--weight",
+    type=click.IntRange(0, 100),
+    help="With --overlay: the percentage of calls that the route gives the canary; again, to move it."
+    "  [default: 0]",
+)
+@click.option(
+    "--target-stable",
+    help="With --overlay and --images: gRPC address of the stable track, as of a port-forward.",
+)
+@click.option("--target-canary", help="With --overlay and --images: gRPC address of the canary track.")
 @click.option("--auto", is_flag=True, help="Promote at once if the comparison is passed.")
 @_run_options
+@_by_place
 def start(
     version: int,
     previous: int | None,
@@ -210,13 +291,14 @@ def start(
     Example:
       graftserve rollout start --target localhost:8500 --model flowers --version 4 \\
         --model-config-file models.config --images photos/
+      graftserve rollout start --overlay k8s/overlays/production --version 4 --weight 5
     """
     from graftserve.k8s.rollout import AlreadyStableError, Gate, begin, compare
 
     if skip_comparison == bool(images):
         raise click.UsageError("expected --images to compare the versions on, or --skip-comparison")
     gate = None if skip_comparison else Gate(min_agreement, max_shift, max_latency_ratio, max_errors)
-    chosen = _sample(images, sample, seed)
+    chosen = sample_images(images, sample, seed)
     with _opened(common) as run:
         if not server_allows_labels and run.config_file is not None and not run.config_file.has_labels():
             raise CommandError(
@@ -241,7 +323,7 @@ def start(
 
         current = run.writer.record.current
         if current is not None and current.version == version and current.kind == "rollout":
-            _say(f"going on with {current.title}")
+            say(f"going on with {current.title}")
             run.writer.update(replace(current, gate=gate, auto=auto))
         else:
             try:
@@ -252,20 +334,21 @@ def start(
                     previous=previous,
                     gate=gate,
                     auto=auto,
-                    by=_who(),
+                    by=who(),
                     note=common["message"],
                 )
             except AlreadyStableError as error:
-                _print({"outcome": "promoted", "version": version}, common["as_json"], f"{error}")
+                print_values({"outcome": "promoted", "version": version}, common["as_json"], f"{error}")
                 return
         rollout = run.driver(shadow).run()
-    _show(rollout, common["as_json"])
-    _end(rollout.outcome != "aborted")
+    show(rollout, common["as_json"])
+    end(rollout.outcome != "aborted")
 
 
 @command.command("promote")
 @_options
 @_run_options
+@_by_place
 def promote(**common: Any) -> None:
     """Make the canary stable and unload the version before.
 
@@ -275,10 +358,10 @@ def promote(**common: Any) -> None:
     from graftserve.k8s.rollout import Decision, decide
 
     with _opened(common) as run:
-        decide(run.writer, Decision.PROMOTE, common["message"] or f"promoted by {_who()}")
+        decide(run.writer, Decision.PROMOTE, common["message"] or f"promoted by {who()}")
         rollout = run.driver().run()
-    _show(rollout, common["as_json"])
-    _end(rollout.outcome == "promoted")
+    show(rollout, common["as_json"])
+    end(rollout.outcome == "promoted")
 
 
 @command.command("abort")
@@ -290,6 +373,7 @@ def promote(**common: Any) -> None:
     help="Only forget the rollout: server and configuration stay as somebody else has made them.",
 )
 @_run_options
+@_by_place
 def abort(leave_it: bool, **common: Any) -> None:
     """Give the label "stable" back to the version before, and unload the new one.
 
@@ -298,20 +382,21 @@ def abort(leave_it: bool, **common: Any) -> None:
     """
     from graftserve.k8s.rollout import Decision, decide, leave
 
-    reason = common["message"] or f"aborted by {_who()}"
+    reason = common["message"] or f"aborted by {who()}"
     with _opened(common) as run:
         if leave_it:
             rollout = leave(run.writer, reason)
         else:
             decide(run.writer, Decision.ABORT, reason)
             rollout = run.driver().run()
-    _show(rollout, common["as_json"])
-    _end(rollout.outcome != "promoted")
+    show(rollout, common["as_json"])
+    end(rollout.outcome != "promoted")
 
 
 @command.command("undo")
 @_options
 @_run_options
+@_by_place
 def undo(**common: Any) -> None:
     """Bring the version before the last promoted one back. Undoing that goes forward again.
 
@@ -323,12 +408,12 @@ def undo(**common: Any) -> None:
     with _opened(common) as run:
         current = run.writer.record.current
         if current is None or current.kind != "undo":
-            begin_undo(run.stage, run.writer, by=_who(), note=common["message"])
+            begin_undo(run.stage, run.writer, by=who(), note=common["message"])
         else:
-            _say(f"going on with {current.title}")
+            say(f"going on with {current.title}")
         rollout = run.driver().run()
-    _show(rollout, common["as_json"])
-    _end(rollout.outcome == "promoted")
+    show(rollout, common["as_json"])
+    end(rollout.outcome == "promoted")
 
 
 @command.command("status")
@@ -336,6 +421,7 @@ def undo(**common: Any) -> None:
 @click.option(
     "--timeout-s", type=float, default=10.0, show_default=True, help="Seconds to wait for the server."
 )
+@_by_place
 def status(timeout_s: float, as_json: bool, **place: Any) -> None:
     """Show what is under way, what the server has, and whether somebody else has changed it.
 
@@ -374,8 +460,8 @@ def status(timeout_s: float, as_json: bool, **place: Any) -> None:
         [error]
         if error
         else [
-            f"stable     {_or_none(observed.stable)}",
-            f"canary     {_or_none(observed.canary)}",
+            f"stable     {or_none(observed.stable)}",
+            f"canary     {or_none(observed.canary)}",
             *(
                 f"version {item['version']}  {item['state']}  {item['error_message']}".rstrip()
                 for item in versions
@@ -387,40 +473,25 @@ def status(timeout_s: float, as_json: bool, **place: Any) -> None:
     else:
         lines += [
             f"{current.title}, begun {current.started_at} by {current.by or 'unknown'}",
-            *_numbers(current),
+            *numbers(current),
         ]
-        lines.append(f"next: {_next_command(current)}")
+        lines.append(f"next: {next_command(current)}")
     if changed:
         lines.append(f"somebody else changed the server: {changed}")
-    _print(values, as_json, "\n".join(lines))
-    _end(not changed and not error)
+    print_values(values, as_json, "\n".join(lines))
+    end(not changed and not error)
 
 
 @command.command("history")
 @_options
+@_by_place
 def history(as_json: bool, **place: Any) -> None:
     """List the rollouts of a model on a server: who, when, why, and what the comparison said.
 
     \b
     Example: graftserve rollout history --model flowers --model-config-file models.config
     """
-    from graftserve.k8s.rollout import rollout_to_json
-
-    record = _journal(place).read()
-    rollouts = [*record.history, *([record.current] if record.current else [])]
-    values = {
-        "target": place["target"],
-        "model": place["model"],
-        "rollouts": [rollout_to_json(item) for item in rollouts],
-    }
-    lines = []
-    for item in reversed(rollouts):
-        how = f"{item.outcome or 'under way'}"
-        lines.append(f"{item.started_at}  {item.title}  {how}  by {item.by or 'unknown'}")
-        lines += [f"    {line}" for line in (*([item.note] if item.note else []), *_numbers(item))]
-        if item.reason:
-            lines.append(f"    {item.reason}")
-    _print(values, as_json, "\n".join(lines) or "no rollouts yet")
+    show_history({"target": place["target"], "model": place["model"]}, _journal(place).read(), as_json)
 
 
 class _Run:
@@ -447,7 +518,7 @@ class _Run:
             self.writer,
             check=self._check,
             shadow=shadow,
-            listener=_say,
+            listener=say,
             limits=Limits(self._common["load_timeout_s"], self._common["drain_s"]),
             patience_s=self._common["patience_s"],
         )
@@ -512,13 +583,13 @@ def _opened(common: dict[str, Any]) -> "Iterator[_Run]":
     path = "" if how.config_file is None else str(how.config_file.path)
     settings = {"model_config_file": path, "model_base_path": how.base_path}
     with (
-        journal.writing(f"{_who()}, process {os.getpid()},", settings) as writer,
+        journal.writing(f"{who()}, process {os.getpid()},", settings) as writer,
         _stage(common, how, common["timeout_s"]) as stage,
     ):
         try:
             yield _Run(common, stage, writer, how)
         except KeyboardInterrupt:
-            _say("interrupted: the same command goes on, `graftserve rollout abort` goes back")
+            say("interrupted: the same command goes on, `graftserve rollout abort` goes back")
             raise
 
 
@@ -567,78 +638,3 @@ def _journal(place: dict[str, Any]) -> "Journal":
             home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
             path = Path(home, "graftserve", "rollouts", name)
     return Journal(path, target, model)
-
-
-def _sample(arguments: Sequence[str], count: int, seed: int) -> list[Path]:
-    if not arguments:
-        return []
-    paths = sorted(ImagePaths(arguments, sys.stdin.buffer))
-    if not paths:
-        raise CommandError(f"{arguments[0]}: expected images, found none")
-    chosen = random.Random(seed).sample(paths, min(count, len(paths)))
-    return [Path(path) for path in chosen]
-
-
-def _show(rollout: "Rollout", as_json: bool) -> None:
-    from graftserve.k8s.rollout import rollout_to_json
-
-    if rollout.outcome is None:
-        last = f"{rollout.title} waits: `graftserve rollout promote` or `graftserve rollout abort`"
-    else:
-        last = f"{rollout.title} {rollout.outcome}: {rollout.reason}"
-    _print(rollout_to_json(rollout), as_json, "\n".join((*_numbers(rollout), *_differences(rollout), last)))
-
-
-def _numbers(rollout: "Rollout") -> list[str]:
-    report = rollout.report
-    if report is None:
-        return []
-    lines = [f"compared   {report.compared} of {report.images} images"]
-    if report.compared:
-        lines += [
-            f"agreement  {report.agreement:.4f}",
-            f"shift      at most {report.largest_shift:.3f}, on {report.shift_image}",
-            f"latency    {report.canary_p50_ms:.1f} ms against {report.stable_p50_ms:.1f} ms, "
-            f"{report.latency_ratio:.2f} times (p95 {report.canary_p95_ms:.1f} and "
-            f"{report.stable_p95_ms:.1f} ms)",
-        ]
-    if report.errors:
-        lines.append(f"errors     {report.errors}; {report.first_error}")
-    return lines
-
-
-def _differences(rollout: "Rollout") -> list[str]:
-    rows = () if rollout.report is None else rollout.report.disagreements
-    return [f"differs    {image}: {stable} became {canary}" for image, stable, canary in rows]
-
-
-def _next_command(rollout: "Rollout") -> str:
-    if rollout.decision is not None:
-        again = "undo" if rollout.kind == "undo" and rollout.decision == "promote" else rollout.decision
-        return f"`graftserve rollout {again}` goes on with it ({rollout.reason})"
-    ready = rollout.gate is None or rollout.report is not None
-    return "`promote` or `abort`" if ready else "`start` with the same version goes on, `abort` goes back"
-
-
-def _or_none(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"
-
-
-def _print(values: dict[str, Any], as_json: bool, text: str) -> None:
-    click.echo(json.dumps(values, ensure_ascii=False) if as_json else text)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _end(ok: bool) -> None:
-    if not ok:
-        click.get_current_context().exit(1)
-
-
-def _who() -> str:
-    user = f"uid {os.getuid()}"
-    with suppress(KeyError, OSError):  # a user without a name
-        user = getpass.getuser()
-    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,314 @@
+"""`graftserve rollout --overlay`: versions in a Kustomize overlay's files, a diff to review and commit."""
+
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import CommandError, CountPrinter
+from .rollout_output import (
+    differences,
+    end,
+    next_command,
+    numbers,
+    print_values,
+    sample_images,
+    say,
+    show_history,
+    who,
+)
+
+if TYPE_CHECKING:
+    from graftserve.client import Client
+    from graftserve.k8s.rollout import (
+        Cluster,
+        Journal,
+        JournalWriter,
+        Overlay,
+        OverlayDriver,
+        Report,
+        Rollout,
+        Share,
+        Tracks,
+    )
+
+__all__ = ["abort", "history", "promote", "start", "status", "undo"]
+
+
+def start(
+    folder: Path,
+    *,
+    version: int,
+    images: tuple[str, ...],
+    skip_comparison: bool,
+    sample: int,
+    seed: int,
+    min_agreement: float,
+    max_shift: float,
+    max_latency_ratio: float,
+    max_errors: int,
+    replicas: int | None,
+    weight: int | None,
+    target_stable: str | None,
+    target_canary: str | None,
+    auto: bool,
+    **common: Any,
+) -> None:
+    """Put a version on the canary track, or go on with it: move its weight, compare it."""
+    from graftserve.k8s.rollout import AlreadyStableError, Gate, Share, begin, compare
+
+    if skip_comparison and images:
+        raise click.UsageError("--images and --skip-comparison exclude each other")
+    if not bool(images) == bool(target_stable) == bool(target_canary):
+        raise click.UsageError(
+            "--images, --target-stable and --target-canary belong together: the images are asked of both"
+        )
+    if auto and not images and not skip_comparison:
+        raise click.UsageError("--auto needs --images to compare the versions on, or --skip-comparison")
+    chosen = sample_images(images, sample, seed)
+
+    with _opened(folder, common) as run:
+
+        def shadow(canary: int, stable: int) -> "Report":
+            from graftserve.client import Client
+
+            model, timeout_s = run.overlay.model(), common["timeout_s"]
+            with (
+                Client(str(target_stable), model, version=stable, timeout_s=timeout_s) as old,
+                Client(str(target_canary), model, version=canary, timeout_s=timeout_s) as new,
+            ):
+                _see_that_it_serves(old, stable, f"--target-stable {target_stable}")
+                _see_that_it_serves(new, canary, f"--target-canary {target_canary}")
+                printer = CountPrinter("comparing", len(chosen))
+                report = compare(
+                    *(old, new, chosen),
+                    seed=seed,
+                    max_errors=max_errors,
+                    progress=lambda done, total: printer.advance(),
+                )
+                printer.end()
+                return report
+
+        gate = Gate(min_agreement, max_shift, max_latency_ratio, max_errors)
+        current = run.writer.record.current
+        if current is not None and current.version == version and current.kind == "rollout":
+            say(f"going on with {current.title}")
+            kept = None if skip_comparison else gate if images else current.gate
+            run.writer.update(replace(current, gate=kept, auto=auto))
+        else:
+            try:
+                begin(
+                    run.overlay,
+                    run.writer,
+                    version=version,
+                    gate=None if skip_comparison else gate,
+                    auto=auto,
+                    by=who(),
+                    note=common["message"],
+                )
+            except AlreadyStableError as error:
+                print_values({"outcome": "promoted", "version": version}, common["as_json"], f"{error}")
+                return
+        if weight and not run.overlay.has_route():
+            say(f"{folder} lists no component gateway: without a route the weight moves nothing")
+        rollout = run.driver(Share(replicas, weight), shadow if images else None).run()
+    _show(run, rollout)
+    end(rollout.outcome != "aborted")
+
+
+def promote(folder: Path, **common: Any) -> None:
+    """Put the canary's version on the stable track, and take the canary away."""
+    from graftserve.k8s.rollout import Decision, decide_on_overlay
+
+    with _opened(folder, common) as run:
+        reason = common["message"] or f"promoted by {who()}"
+        decide_on_overlay(run.overlay, run.writer, Decision.PROMOTE, reason)
+        rollout = run.driver().run()
+    _show(run, rollout)
+    end(rollout.outcome == "promoted")
+
+
+def abort(folder: Path, *, leave_it: bool, **common: Any) -> None:
+    """Take the canary away, and put the version before on the stable track if it is not there any more."""
+    from graftserve.k8s.rollout import Decision, decide_on_overlay, leave
+
+    with _opened(folder, common) as run:
+        reason = common["message"] or f"aborted by {who()}"
+        if leave_it:
+            rollout = leave(run.writer, reason)
+        else:
+            decide_on_overlay(run.overlay, run.writer, Decision.ABORT, reason)
+            rollout = run.driver().run()
+    _show(run, rollout)
+    end(rollout.outcome != "promoted")
+
+
+def undo(folder: Path, **common: Any) -> None:
+    """Put the version before the last promoted one back on the stable track."""
+    from graftserve.k8s.rollout import begin_undo
+
+    with _opened(folder, common) as run:
+        current = run.writer.record.current
+        if current is None or current.kind != "undo":
+            begin_undo(run.overlay, run.writer, by=who(), note=common["message"])
+        else:
+            say(f"going on with {current.title}")
+        rollout = run.driver().run()
+    _show(run, rollout)
+    end(rollout.outcome == "promoted")
+
+
+def status(folder: Path, *, as_json: bool, timeout_s: float) -> None:
+    """What the files say, and what is under way; the cluster is not asked."""
+    from graftserve.k8s.rollout import Overlay, changed_by_others, rollout_to_json
+
+    overlay = Overlay(folder)
+    record, tracks = _journal(overlay).read(), overlay.read()
+    current = record.current
+    changed = None if current is None else changed_by_others(current, tracks)
+    values = {
+        "overlay": str(folder),
+        "model": overlay.model(),
+        "stable": tracks.stable,
+        "canary": tracks.canary,
+        "replicas": tracks.replicas,
+        "stable_weight": tracks.stable_weight,
+        "weight": tracks.weight,
+        "conflict": changed,
+        "current": None if current is None else rollout_to_json(current),
+    }
+    lines = [f"stable     version {tracks.stable}", f"canary     {_canary(tracks)}"]
+    if current is None:
+        lines.append("no rollout is under way")
+    else:
+        lines += [
+            f"{current.title}, begun {current.started_at} by {current.by or 'unknown'}",
+            *numbers(current),
+            f"next: {next_command(current)}",
+        ]
+    if changed:
+        lines.append(f"somebody else changed the files: {changed}")
+    print_values(values, as_json, "\n".join(lines))
+    end(not changed)
+
+
+def history(folder: Path, *, as_json: bool) -> None:
+    """The rollouts of an overlay."""
+    from graftserve.k8s.rollout import Overlay
+
+    overlay = Overlay(folder)
+    place = {"overlay": str(folder), "model": overlay.model()}
+    show_history(place, _journal(overlay).read(), as_json)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The overlay, its journal with the lock held, and what makes the driver of the two."""
+
+    overlay: "Overlay"
+    writer: "JournalWriter"
+    cluster: "Cluster | None"
+    as_json: bool
+
+    def driver(
+        self, share: "Share | None" = None, shadow: "Callable[[int, int], Report] | None" = None
+    ) -> "OverlayDriver":
+        from graftserve.k8s.rollout import OverlayDriver
+
+        settle = None if self.cluster is None else self.cluster.settle
+        return OverlayDriver(
+            self.overlay, self.writer, share=share, settle=settle, shadow=shadow, listener=say
+        )
+
+
+@contextmanager
+def _opened(folder: Path, common: dict[str, Any]) -> Iterator[_Run]:
+    from graftserve.k8s.rollout import Cluster, Overlay
+
+    if common["context"] and not common["apply_it"]:
+        raise click.UsageError("--context belongs to --apply")
+    overlay = Overlay(folder)
+    overlay.check_components()
+    cluster = None
+    if common["apply_it"]:
+        cluster = Cluster(
+            folder,
+            context=common["context"],
+            timeout_s=common["timeout_s"],
+            ready_timeout_s=common["load_timeout_s"],
+            listener=say,
+        )
+    with _journal(overlay).writing(f"{who()}, process {os.getpid()},", {}) as writer:
+        try:
+            yield _Run(overlay, writer, cluster, common["as_json"])
+        except KeyboardInterrupt:
+            say("interrupted: the same command goes on, `graftserve rollout abort` goes back")
+            raise
+
+
+def _journal(overlay: "Overlay") -> "Journal":
+    """It goes with the files; its lock does not, so that no commit has it."""
+    from graftserve.k8s.rollout import JOURNAL, Journal
+
+    folder = Path(os.path.realpath(overlay.folder))
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    lock = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.lock"
+    return Journal(
+        overlay.folder / JOURNAL,
+        f"overlay {folder.name}",
+        overlay.model(),
+        lock_path=home / "graftserve" / "rollouts" / lock,
+    )
+
+
+def _see_that_it_serves(client: "Client", version: int, where: str) -> None:
+    """A wrong address must not count as a bad version."""
+    from graftserve.client import ClientError, VersionState
+
+    try:
+        states = {item.version: item.state for item in client.status()}
+    except ClientError as error:
+        raise CommandError(f"{where}: nothing is compared: {error}") from error
+    if states.get(version) is not VersionState.AVAILABLE:
+        raise CommandError(
+            f"{where}: expected version {version} AVAILABLE, got {states.get(version, 'no such version')}: "
+            "nothing is compared; is the overlay applied, and does this address lead to the right track?"
+        )
+
+
+def _show(run: _Run, rollout: "Rollout") -> None:
+    from graftserve.k8s.rollout import rollout_to_json
+
+    tracks = run.overlay.read()
+    command = f"kubectl apply -k {shlex.quote(str(run.overlay.folder))}"
+    applied = run.cluster is not None and rollout.outcome != "left"
+    if rollout.outcome is not None:
+        last = f"{rollout.title} {rollout.outcome}: {rollout.reason}"
+    elif rollout.gate is not None and rollout.report is None:
+        last = (
+            f"{rollout.title} waits for its comparison: `graftserve rollout start` with --images, "
+            "--target-stable and --target-canary"
+        )
+    else:
+        last = f"{rollout.title} waits: `graftserve rollout promote` or `graftserve rollout abort`"
+    lines = [*numbers(rollout), *differences(rollout)]
+    lines += [f"stable     version {tracks.stable}", f"canary     {_canary(tracks)}", last]
+    if rollout.outcome != "left":
+        lines.append(f"applied {run.overlay.folder}" if applied else f"commit it, and apply it: {command}")
+    values = rollout_to_json(rollout) | {"apply": command, "applied": applied}
+    print_values(values, run.as_json, "\n".join(lines))
+
+
+def _canary(tracks: "Tracks") -> str:
+    if tracks.canary is None:
+        return "none"
+    pods = "1 pod" if tracks.replicas == 1 else f"{tracks.replicas} pods"
+    whole = tracks.weight + tracks.stable_weight
+    share = 100 * tracks.weight / whole if whole else 0.0
+    return f"version {tracks.canary}, {pods}, {share:g}% of the route's calls"
