@@ -1,9 +1,11 @@
 """What an overlay says, brought to its cluster by kubectl: server-side apply, and the wait for the pods.
 
 Fields belong to the manager `graftserve-rollout`. Where another manager owns one that would change, nothing
-is applied, and nothing is ever forced.
+is applied, and nothing is ever forced. Plain `kubectl apply` is such a manager, too: the server lets only the
+manager `kubectl` take over its fields without a conflict.
 
-Source: https://kubernetes.io/docs/reference/using-api/server-side-apply/
+Source: https://kubernetes.io/docs/reference/using-api/server-side-apply/, and lastappliedmanager.go in
+https://github.com/kubernetes/apimachinery
 """
 
 import re
@@ -24,6 +26,8 @@ FIELD_MANAGER: Final = "graftserve-rollout"
 STABLE_DEPLOYMENT, CANARY_DEPLOYMENT = "graftserve-stable", "graftserve-canary"
 _VERSION_LABEL = "graftserve.dev/version"
 _NO_CONFLICT_HELP = re.compile(r"\s*Please review the fields above.*", re.DOTALL)
+_CLIENT_SIDE = '"kubectl-client-side-apply"'
+_LOG_LINE = re.compile(r"^[EWI]\d{4} .*\n?", re.MULTILINE)  # of kubectl's libraries
 _NOT_READY = ("timed out waiting for the condition", "exceeded its progress deadline")
 _GRACE_S = 30.0  # for kubectl to see by itself that its time is over
 
@@ -106,10 +110,16 @@ class Cluster:
             return
         said = _words(done)
         if re.search(r"Apply failed with \d+ conflict", said):
+            remedy = "take the field out of the overlay, or let the other manager give it up"
+            if _CLIENT_SIDE in said:
+                remedy = (
+                    "the overlay was applied without --server-side: hand it over once with `kubectl "
+                    f"apply --server-side --field-manager={FIELD_MANAGER} --force-conflicts -k "
+                    f"{self._folder}`, if nobody else applies it"
+                )
             raise ConflictError(
-                f"{self._folder}: another field manager owns what would change, so nothing is forced: "
-                f"{_NO_CONFLICT_HELP.sub('', said)}. Take the field out of the overlay, or let the other "
-                "manager give it up, and run this again"
+                f"{self._folder}: another field manager owns what would change, and nothing is forced: "
+                f"{_NO_CONFLICT_HELP.sub('', said)}. To go on, {remedy}, and run this again"
             )
         raise ClusterError(f"kubectl apply -k {self._folder}: {said}")
 
@@ -149,7 +159,7 @@ class Cluster:
 
 def _words(done: subprocess.CompletedProcess[str]) -> str:
     """What kubectl says went wrong; its last line on stdout where stderr is silent."""
-    said = done.stderr.strip() or done.stdout.strip().rpartition("\n")[2]
+    said = _LOG_LINE.sub("", done.stderr).strip() or done.stdout.strip().rpartition("\n")[2]
     return " ".join(said.removeprefix("error: ").split()) or f"exit status {done.returncode}"
 
 

@@ -179,8 +179,8 @@ def test_a_conflict_is_reported_and_nothing_forced(rollout, kubectl, overlay, tr
     kubectl.answer(*([] if trial else [{"words": ["--dry-run=server"]}]), *answers)
     status, out, err = rollout(*START)
     assert (status, out) == (1, "")
-    assert 'conflict with "kubectl-edit" using apps/v1: .spec.replicas. Take the field out' in err
-    assert "so nothing is forced" in err
+    assert 'conflict with "kubectl-edit" using apps/v1: .spec.replicas. To go on, take the field out' in err
+    assert "and nothing is forced" in err
     assert "--force-conflicts" not in err
     calls = kubectl.calls()
     assert len(_applied(calls)) == (0 if trial else 1)
@@ -188,6 +188,30 @@ def test_a_conflict_is_reported_and_nothing_forced(rollout, kubectl, overlay, tr
 
     assert rollout("promote")[0] == 0  # the other writer gave it up, and the rollout was still open
     assert _applied(kubectl.calls()) == [("4", "4"), ("4", "")]
+
+
+def test_what_plain_apply_owns_is_handed_over_by_people(rollout, kubectl, overlay) -> None:
+    said = (
+        'error: Apply failed with 2 conflicts: conflicts with "kubectl-client-side-apply" using apps/v1:\n'
+        "- .metadata.labels.graftserve.dev/version\n- .spec.replicas\n"
+    )
+    kubectl.answer({"words": ["--dry-run=server"], "stderr": said, "rc": 1})
+    status, _, err = rollout(*START)
+    assert status == 1
+    assert (
+        "- .metadata.labels.graftserve.dev/version - .spec.replicas. To go on, the overlay was applied" in err
+    )
+    assert f"--field-manager=graftserve-rollout --force-conflicts -k {overlay}`" in err
+    assert not any("--force-conflicts" in call["arguments"] for call in kubectl.calls())
+
+
+def test_libraries_log_lines_are_left_out(rollout, kubectl) -> None:
+    said = 'E1127 08:03:58.066837   20915 memcache.go:381] "Couldn\'t get API group list"\n' + GONE["stderr"]
+    kubectl.answer({"words": ["--dry-run=server"], "stderr": said, "rc": 1})
+    status, _, err = rollout(*START)
+    assert status == 1
+    assert "overlays/staging: The connection" in err
+    assert "memcache" not in err
 
 
 @pytest.mark.parametrize(
