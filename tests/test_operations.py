@@ -487,9 +487,7 @@ def said_by_server(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Path,
 
 
 def test_a_server_that_cannot_start_says_why(models: Path, saved: Path, said_by_server: Any) -> None:
-    _assert_said(
-        NOT_THERE, said_by_server(models, "specific { versions: 5 }"), **{"/models/flowers": str(models)}
-    )
+    _assert_said(NOT_THERE, said_by_server(models, "specific { versions: 5 }"), **{"/models": str(models)})
     _break(models, saved)
     _assert_said(NOT_STARTED, said_by_server(models, "specific { versions: 4 }"))
 
