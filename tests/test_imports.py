@@ -77,6 +77,7 @@ def test_tensorflow_stays_where_it_belongs(package: str) -> None:
         "client",
         "export",
         "export.pull",
+        "k8s.rehearsal",
         "k8s.render",
         "k8s.rollout",
         "training",
