@@ -4,7 +4,6 @@ Images become files, a run, a version; the server is a process of its own; while
 version is published and takes over.
 """
 
-import csv
 import threading
 import time
 from collections import Counter
@@ -50,7 +49,7 @@ def command(work_dir: Path, as_json: bool) -> None:
     from graftserve.export import export_run
     from graftserve.training import Recipe, train
 
-    from .digits import write_digits
+    from .digits import held_out_images, write_digits
 
     started = time.monotonic()
     data_dir, run_dir, model_base_path = work_dir / _MODEL, work_dir / "run", work_dir / "models" / _MODEL
@@ -70,7 +69,7 @@ def command(work_dir: Path, as_json: bool) -> None:
     first = export_run(run_dir, model_base_path)
     _say(f"3/5 export: {first.path} in {first.seconds:.1f} s")
 
-    held_out = _test_images(run_dir, data_dir)
+    held_out = held_out_images(run_dir, data_dir)
     with ServerProcess(_MODEL, model_base_path) as server:
         target = server.addresses()["gRPC"]
         with Client(target, _MODEL) as client:
@@ -143,14 +142,6 @@ def _print_report(
     click.echo()
     click.echo(f"The model is in {model_base_path}; serve it with")
     click.echo(f"  graftserve serve --model_name {_MODEL} --model_base_path {model_base_path}")
-
-
-def _test_images(run_dir: Path, data_dir: Path) -> list[tuple[Path, str]]:
-    """Path and label of every image that the run held out for its test."""
-    with (run_dir / "split.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            (data_dir / row["path"], row["label"]) for row in csv.DictReader(file) if row["split"] == "test"
-        ]
 
 
 @dataclass(frozen=True)

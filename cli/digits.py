@@ -4,12 +4,13 @@ Source: the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin
 Learning Repository, 1998): 1,797 images of 8 x 8 pixels with 17 grey levels, shipped in scikit-learn's wheel.
 """
 
+import csv
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["write_digits"]
+__all__ = ["held_out_images", "write_digits"]
 
 _SIDE_PX = 112
 _DIGIT_PX = 64  # in the middle of a larger canvas, as an object is in a photo
@@ -34,3 +35,11 @@ def write_digits(folder: Path) -> int:
         canvas.save(temporary, "JPEG", quality=92)
         temporary.replace(path)
     return len(digits.target)
+
+
+def held_out_images(run_dir: Path, data_dir: Path) -> list[tuple[Path, str]]:
+    """Path and label of every image of `data_dir` that the run held out for its test."""
+    with (run_dir / "split.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            (data_dir / row["path"], row["label"]) for row in csv.DictReader(file) if row["split"] == "test"
+        ]
