@@ -10,10 +10,13 @@ PYTEST_ARGS ?=
 # TensorFlow imports three times slower without its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint format bench wire clean
+.PHONY: demo rehearsal test lint format bench wire clean
 
 demo: $(VENV)/installed
 	$(BIN)/graftserve demo --work-dir build/demo
+
+rehearsal: $(VENV)/installed
+	$(BIN)/graftserve rehearsal --work-dir build/rehearsal
 
 # File by file, so that what a file's tests share is made once; two at a time, each of which uses several CPUs.
 test: $(VENV)/installed

@@ -38,6 +38,7 @@ _COMMANDS = {
     "bench": "Measure throughput and latency of a running server under load.",
     "status": "Show a model's versions on a running server.",
     "k8s": "Show the Kubernetes manifests, or render them.",
+    "rehearsal": "Take a canary up and back behind a real Envoy, and abort a bad one, without a cluster.",
     "demo": "Do all of it on handwritten digits, and report.",
 }
 

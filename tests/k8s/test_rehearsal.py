@@ -236,6 +236,16 @@ def test_what_is_no_envoy_is_told(tmp_path: Path) -> None:
         pass
 
 
+def test_where_there_is_no_envoy_the_remedy_is_told(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "envoy", None)  # as if it were not installed
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvoyError, match=r"pip install 'graftserve\[rehearsal\]'"):
+        find_envoy()
+    own = tmp_path / "envoy"
+    own.touch(0o755)
+    assert find_envoy() == own
+
+
 # What counts as gone well
 
 REPORT = Report(60, 60, 1.0, 0.0, "a.jpg", 1.0, 10.0, 20.0, 10.0, 20.0, 0)
@@ -330,8 +340,9 @@ def command(work_dir: Path, *options: str) -> list[str]:
 
 
 def processes_of(work_dir: Path) -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if str(work_dir) in line and str(os.getpid()) not in line]
+    # ww: lines in full, whatever the width.
+    listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if str(work_dir) in line]
 
 
 @pytest.mark.slow
@@ -370,8 +381,12 @@ def test_the_whole_rehearsal(work_dir: Path) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_it_leaves_no_process(work_dir: Path, number: signal.Signals, status: int) -> None:
     # A session of its own, whose group gets the signal, as a terminal's foreground group gets Ctrl-C.
+    # What runs in the background may have been told to ignore Ctrl-C, and hands that on: so it is set here.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from graftserve.cli import main; main(sys.argv[1:])"
+    arguments = command(work_dir)[3:]
     with subprocess.Popen(
-        [*command(work_dir), "--step-s", "60"],
+        [sys.executable, "-c", code, *arguments, "--step-s", "60"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -380,9 +395,11 @@ def test_interrupted_it_leaves_no_process(work_dir: Path, number: signal.Signals
         assert process.stdout is not None
         assert process.stdout.readline().startswith("    time")  # the servers are about to start
         deadline = time.monotonic() + 120
-        while not any("bootstrap.json" in line for line in processes_of(work_dir)):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        os.killpg(process.pid, number)
+        try:
+            while not any("bootstrap.json" in line for line in processes_of(work_dir)):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            os.killpg(process.pid, number)
         assert process.wait(60) == status
     assert processes_of(work_dir) == []
