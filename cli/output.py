@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import click
 
+from graftserve.training.files import naming, sync_directory
 from graftserve.training.progress import Report
 
 __all__ = [
@@ -171,21 +172,15 @@ def write_whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     temporary = path.with_name(f".{path.name}.tmp")
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     try:
-        with open(temporary, mode, encoding=encoding, newline=newline) as file:
+        with naming(path), open(temporary, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's names no file
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the name survives a power cut
-    finally:
-        os.close(folder)
+    sync_directory(path.parent)
 
 
 def _draw(line: str, *, live: bool, ends: bool) -> None:
