@@ -287,12 +287,7 @@ class AsyncClient(BaseClient):
                     self._tell(partial(self._engine.submit, bulk.chunk(time.monotonic())))
                 more = source is not None and bulk.wants(self._engine.window(), len(held or ()))
                 async for item in self._back(bulk, done, wait=not more):
-                    index = bulk.back(item)
-                    if isinstance(item.result, ClientError) and not isinstance(
-                        item.result, InvalidImageError
-                    ):
-                        raise item.result
-                    yield index, item.result
+                    yield bulk.result(item)
         finally:
             for item in bulk.unfinished():
                 self._tell(partial(self._engine.leave, item))

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from .batching import Item, Lane
-from .errors import InvalidImageError
+from .errors import ClientError, InvalidImageError
 
 __all__ = ["Bulk"]
 
@@ -88,6 +88,15 @@ class Bulk:
         if isinstance(item.result, InvalidImageError):
             item.result.indexes = (index,)
         return index
+
+    def result(self, item: Item) -> tuple[int, Any]:
+        """The index and the result of an item that is finished, as `back`; raises an error that is no bad
+        image's, which ends the call.
+        """
+        index = self.back(item)
+        if isinstance(item.result, ClientError) and not isinstance(item.result, InvalidImageError):
+            raise item.result
+        return index, item.result
 
     def oldest(self) -> Item | None:
         """The item whose deadline is the nearest."""

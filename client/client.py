@@ -341,15 +341,10 @@ class Client(BaseClient):
                         break
                 # Where others fill the queue, what is under way makes room first.
                 if not bulk.outstanding or self._engine.has_room(self._options.max_batch_images, 0):
-                    self._submit(bulk.chunk(time.monotonic()))
+                    self._tell(partial(self._engine.submit, bulk.chunk(time.monotonic())))
                 more = source is not None and bulk.wants(self._engine.window(), len(held or ()))
                 for item in self._back(bulk, done, wait=not more):
-                    index = bulk.back(item)
-                    if isinstance(item.result, ClientError) and not isinstance(
-                        item.result, InvalidImageError
-                    ):
-                        raise item.result
-                    yield index, item.result
+                    yield bulk.result(item)
         finally:
             for item in bulk.unfinished():
                 self._tell(partial(self._engine.leave, item))
@@ -371,9 +366,6 @@ class Client(BaseClient):
             wait = False
 
     # Driving the engine
-
-    def _submit(self, items: Sequence[Item]) -> None:
-        self._tell(partial(self._engine.submit, items))
 
     def _submit_alone(self, item: Item) -> None:
         """Submit one item, and wait in gRPC itself if a request with nothing else in it can go at once.
