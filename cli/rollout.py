@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from .output import CommandError, CountPrinter
+from .output import CommandError
 from .rollout_output import (
+    compare_shown,
     end,
     next_command,
     numbers,
@@ -293,7 +294,7 @@ def start(
         --model-config-file models.config --images photos/
       graftserve rollout start --overlay k8s/overlays/production --version 4 --weight 5
     """
-    from graftserve.k8s.rollout import AlreadyStableError, Gate, begin, compare
+    from graftserve.k8s.rollout import AlreadyStableError, Gate, begin
 
     if skip_comparison == bool(images):
         raise click.UsageError("expected --images to compare the versions on, or --skip-comparison")
@@ -311,15 +312,7 @@ def start(
             timeout_s = common["timeout_s"]
             with run.stage.client(stable, timeout_s) as old, run.stage.client(canary, timeout_s) as new:
                 run.check_goldens(canary, new)
-                printer = CountPrinter("comparing", len(chosen))
-                report = compare(
-                    *(old, new, chosen),
-                    seed=seed,
-                    max_errors=max_errors,
-                    progress=lambda done, total: printer.advance(),
-                )
-                printer.end()
-                return report
+                return compare_shown(old, new, chosen, seed=seed, max_errors=max_errors)
 
         current = run.writer.record.current
         if current is not None and current.version == version and current.kind == "rollout":

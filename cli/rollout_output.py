@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .image_paths import ImagePaths
-from .output import CommandError
+from .output import CommandError, CountPrinter
 
 if TYPE_CHECKING:
-    from graftserve.k8s.rollout import Record, Rollout
+    from graftserve.client import Client
+    from graftserve.k8s.rollout import Record, Report, Rollout
 
 __all__ = [
+    "compare_shown",
     "differences",
     "end",
     "next_command",
@@ -43,6 +45,23 @@ def sample_images(arguments: Sequence[str], count: int, seed: int) -> list[Path]
         raise CommandError(f"{arguments[0]}: expected images, found none")
     chosen = random.Random(seed).sample(paths, min(count, len(paths)))
     return [Path(path) for path in chosen]
+
+
+def compare_shown(
+    old: "Client", new: "Client", images: Sequence[Path], *, seed: int, max_errors: int
+) -> "Report":
+    """`graftserve.k8s.rollout.compare`, with its progress."""
+    from graftserve.k8s.rollout import compare
+
+    printer = CountPrinter("comparing", len(images))
+    report = compare(
+        *(old, new, images),
+        seed=seed,
+        max_errors=max_errors,
+        progress=lambda done, total: printer.advance(),
+    )
+    printer.end()
+    return report
 
 
 def show(rollout: "Rollout", as_json: bool) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import CommandError, CountPrinter
+from .output import CommandError
 from .rollout_output import (
+    compare_shown,
     differences,
     end,
     next_command,
@@ -61,7 +62,7 @@ def start(
     **common: Any,
 ) -> None:
     """Put a version on the canary track, or go on with it: move its weight, compare it."""
-    from graftserve.k8s.rollout import AlreadyStableError, Gate, Share, begin, compare
+    from graftserve.k8s.rollout import AlreadyStableError, Gate, Share, begin
 
     if skip_comparison and images:
         raise click.UsageError("--images and --skip-comparison exclude each other")
@@ -85,15 +86,7 @@ def start(
             ):
                 _see_that_it_serves(old, stable, f"--target-stable {target_stable}")
                 _see_that_it_serves(new, canary, f"--target-canary {target_canary}")
-                printer = CountPrinter("comparing", len(chosen))
-                report = compare(
-                    *(old, new, chosen),
-                    seed=seed,
-                    max_errors=max_errors,
-                    progress=lambda done, total: printer.advance(),
-                )
-                printer.end()
-                return report
+                return compare_shown(old, new, chosen, seed=seed, max_errors=max_errors)
 
         gate = Gate(min_agreement, max_shift, max_latency_ratio, max_errors)
         current = run.writer.record.current
