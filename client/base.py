@@ -34,6 +34,7 @@ from .lanes import (
     StatusLane,
 )
 from .messages import Messages, version_line
+from .metadata import checked_metadata
 from .options import Options, checked_timeout_s
 from .results import Prediction, VersionState, VersionStatus
 from .retry import RetryPolicy
@@ -130,7 +131,7 @@ class BaseClient:
             retry=retry or RetryPolicy(),
             wait_for_ready=wait_for_ready,
             health_check=health_check,
-            metadata=tuple((metadata or {}).items()),
+            metadata=checked_metadata(metadata),
             channel_options=channel_options,
         )
         self._encode = prepare or encode_image
@@ -189,12 +190,12 @@ class BaseClient:
     def _classify_lane(self, metadata: Mapping[str, str | bytes] | None) -> ClassifyLane:
         if not metadata:
             return self._plain_classify_lane
-        return ClassifyLane(self._messages, SERVING_DEFAULT, tuple(metadata.items()))
+        return ClassifyLane(self._messages, SERVING_DEFAULT, checked_metadata(metadata))
 
     def _embed_lane(self, metadata: Mapping[str, str | bytes] | None) -> EmbedLane:
         if not metadata:
             return self._plain_embed_lane
-        return EmbedLane(self._messages, FEATURES, tuple(metadata.items()))
+        return EmbedLane(self._messages, FEATURES, checked_metadata(metadata))
 
     def _status_lane(self, *, retries: bool = True) -> StatusLane:
         return StatusLane(self._messages, retries=retries)
@@ -211,7 +212,7 @@ class BaseClient:
         merge_rows: bool,
     ) -> tuple[PredictLane, PredictContent, int, int]:
         """The lane of a Predict, its content, and how many rows and bytes that is."""
-        pairs = tuple((metadata or {}).items())
+        pairs = checked_metadata(metadata)
         if not merge_rows:
             request = self._messages.predict_request(inputs, signature, outputs or ())
             lane = PredictLane(self._messages, signature, pairs, outputs or ())

@@ -107,7 +107,8 @@ class Client(BaseClient):
 
         metadata: sent with this call's request, which it shares only with calls that have the same.
         Raises InvalidImageError if the image cannot be read or decoded, ModelMismatchError if the model's
-        `serving_default` does not map one string vector to `classes` and `scores`.
+        `serving_default` does not map one string vector to `classes` and `scores`, ValueError for metadata
+        that gRPC does not send.
         """
         with self._hooks.call("classify") as caller:
             deadline = self._deadline(timeout_s)

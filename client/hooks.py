@@ -4,7 +4,6 @@
 """
 
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,13 +11,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
+from .metadata import sendable
+
 __all__ = ["CallEnd", "CallStart", "Hooks", "RequestEnd", "RequestStart", "Watched"]
 
 _LOGGER: Final = logging.getLogger("graftserve.client")
-
-# What gRPC takes. Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, Custom-Metadata.
-_KEY: Final = re.compile(r"[0-9a-z_.-]+")
-_VALUE: Final = re.compile(r"[ -~]*")
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ class Watched:
         metadata: list[tuple[str, str | bytes]] = []
         for hooks, request in zip(self._hooks, started, strict=True):
             for pair in _pairs(self._try(hooks, "request_started", request)):
-                if _sendable(*pair):
+                if sendable(*pair):
                     metadata.append(pair)
                 else:
                     self._failed(hooks, "request_started", f"gave metadata that gRPC does not take: {pair!r}")
@@ -208,11 +205,3 @@ def _pairs(metadata: Any) -> list[tuple[Any, Any]]:
     if metadata is None:
         return []
     return list(metadata.items()) if isinstance(metadata, Mapping) else [("", metadata)]
-
-
-def _sendable(key: Any, value: Any) -> bool:
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
-        return False
-    if key.endswith("-bin"):
-        return isinstance(value, bytes)
-    return isinstance(value, str) and _VALUE.fullmatch(value) is not None

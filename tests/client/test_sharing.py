@@ -115,6 +115,27 @@ def test_metadata_of_a_call_travels_with_it(server):
         assert "tenant" not in dict(server.metadata)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("Bad Key", "v"), ("", "v"), ("tenant", 5), ("tenant", "a\nb"), ("x-bin", "text"), ("a", b"\xff")],
+)
+def test_metadata_that_grpc_would_not_send_is_named(server, name, value):
+    metadata = {name: value}
+    with Client(server.target, "flowers") as client:
+        for call in (
+            lambda: client.classify(image(1), metadata=metadata),
+            lambda: client.classify_many([image(1)], metadata=metadata),
+            lambda: client.embed([image(1)], metadata=metadata),
+            lambda: client.predict({}, metadata=metadata),
+        ):
+            with pytest.raises(ValueError, match=f"expected metadata .* got {name!r} with a value of type"):
+                call()
+        client.classify(image(1), metadata={"x-bin": b"\xff", "tenant": b"text"})
+    with pytest.raises(ValueError, match="expected metadata"):
+        Client(server.target, "flowers", metadata=metadata)
+    assert len(server.requests) == 1
+
+
 def test_a_delay_gathers_though_nothing_is_under_way(server):
     with (
         Client(server.target, "flowers", max_delay_s=20, max_batch_images=4) as client,
