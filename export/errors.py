@@ -2,6 +2,7 @@
 
 ExportError
 ├── VersionError        the version exists, is no version, or has no such number
+│   └── NoVersionsError there is no version at all: it may be another place than the one meant
 ├── SourceError         what is to be exported is not what its flags say, or cannot be exported
 ├── VerificationError   the written model does not do what the trained one does
 ├── ManifestError       files are missing, damaged, or nobody's
@@ -13,6 +14,7 @@ __all__ = [
     "ExportError",
     "GateError",
     "ManifestError",
+    "NoVersionsError",
     "SourceError",
     "StoreError",
     "VerificationError",
@@ -26,6 +28,10 @@ class ExportError(Exception):
 
 class VersionError(ExportError):
     """The version cannot be published or found under that number."""
+
+
+class NoVersionsError(VersionError):
+    """A place that is empty, or not there: seen from elsewhere, or with other rights, it may be otherwise."""
 
 
 class SourceError(ExportError):

@@ -11,37 +11,28 @@ is renamed last. A pull that was cut off goes on where it was; one that is done 
 
 import errno
 import hashlib
-import random
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
-from typing import TypeVar
 
 from graftserve.training.files import sync_directory
 from graftserve.training.progress import Listener, Progress, silent
 
-from .errors import ManifestError, StoreError, VersionError
-from .manifest import MANIFEST, check_manifest, file_digest, read_manifest
-from .store import Store, is_url, local_path, open_store
-from .versions import is_version, locked, sync_tree
+from .errors import ManifestError, StoreError
+from .manifest import MANIFEST, check_manifest, file_digest
+from .published import Published, find_published, retried
+from .versions import locked, sync_tree
 
 __all__ = ["Pulled", "pull"]
 
-T = TypeVar("T")
-
 _CHUNK_BYTES = 4 * 2**20
 _PARALLEL = 4
-_ATTEMPTS = 5
-_FIRST_CONTACT_ATTEMPTS = 2  # s3fs and gcsfs have themselves tried for 10 to 40 s before they say no
-_FIRST_WAIT_S = 0.5
 _MEGABYTE = 10**6
 _REMOVING = ".removing-"
-# Of the local disk, not of the store: to ask again mends none of them.
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 @dataclass(frozen=True)
@@ -72,62 +63,30 @@ def pull(
     VersionError (no such version there), ManifestError (files do not have their sums, or the version is here
     and differs).
     """
-    store, number = _find(url, version)
-    where = f"{store.url}/{number}/{MANIFEST}"
-    manifest = _retried(lambda: _read_whole(store, store.path(number, MANIFEST)), where)
-    sums = read_manifest(manifest, where)
+    published = find_published(url, version)
+    number, count = published.number, len(published.sums) + 1
     target = directory / str(number)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / f".pulling-{number}.lock"):
             for leftover in directory.glob(f"{_REMOVING}{number}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            if target.exists() and _is_same(target, manifest, overwrite):
+            if target.exists() and _is_same(target, published.manifest, overwrite):
                 size = _size(target)
-                return Pulled(number, target, len(sums) + 1, size, size)
+                return Pulled(number, target, count, size, size)
             work = directory / f".pulling-{number}"
-            reused = _fetch(store, number, sums, work, listener)
+            reused = _fetch(published, work, listener)
             (work / MANIFEST).parent.mkdir(parents=True, exist_ok=True)
-            (work / MANIFEST).write_bytes(manifest)
+            (work / MANIFEST).write_bytes(published.manifest)
             sync_tree(work)
             _replace(target, work)
-            return Pulled(number, target, len(sums) + 1, _size(target), reused)
+            return Pulled(number, target, count, _size(target), reused)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(
                 f"{directory}: the disk is full; make room and pull again, it goes on where it was"
             ) from error
         raise StoreError(f"{directory}: cannot be written: {error.strerror or error}") from error
-
-
-def _find(url: str, version: int | None) -> tuple[Store, int]:
-    place = url.rstrip("/") if is_url(url) else str(local_path(url).resolve())
-    base, _, last = place.rpartition("/")
-    if not is_version(last) or base.endswith(":/"):  # gs://123 is a bucket
-        store, wanted = open_store(place), version
-    elif version in (None, int(last)):
-        store, wanted = open_store(base or "/"), int(last)
-    else:
-        raise VersionError(f"{url}: is version {last}, not {version}; leave one of the two out")
-    if wanted is None:
-        newest = _retried(store.newest, store.url, attempts=_FIRST_CONTACT_ATTEMPTS)
-        if newest is None:
-            raise VersionError(f"{store.url}: holds no complete version; export one there first")
-        return store, newest
-    if not _retried(lambda: store.is_complete(wanted), store.url, attempts=_FIRST_CONTACT_ATTEMPTS):
-        there = ", ".join(map(str, _retried(store.versions, store.url))) or "none"
-        raise VersionError(
-            f"{store.url}: version {wanted} is not there, or not complete; complete versions: {there}"
-        )
-    return store, wanted
-
-
-def _read_whole(store: Store, path: str) -> bytes:
-    content: bytes = store.filesystem.cat_file(path)
-    size = store.filesystem.info(path)["size"]
-    if len(content) != size:  # a manifest cut off after a line would look like one of fewer files
-        raise OSError(f"the answer ended after {len(content)} of {size} bytes")
-    return content
 
 
 def _is_same(target: Path, manifest: bytes, overwrite: bool) -> bool:
@@ -144,20 +103,16 @@ def _is_same(target: Path, manifest: bytes, overwrite: bool) -> bool:
     raise ManifestError(f"{reason}. It is left as it is; --overwrite replaces it")
 
 
-def _fetch(store: Store, number: int, sums: Mapping[str, str], work: Path, listener: Listener) -> int:
+def _fetch(published: Published, work: Path, listener: Listener) -> int:
     """Bring the files that are not in `work` already; returns how many bytes were."""
-    sizes = _retried(lambda: store.sizes(number), store.url)
-    if missing := sorted(sums.keys() - sizes.keys()):
-        raise ManifestError(
-            f"{store.url}/{number}: {missing[0]} is missing there; the version is damaged, or being removed"
-        )
+    sizes = published.sizes()
     for path in [path for path in work.rglob("*") if not path.is_dir()]:
-        if path.relative_to(work).as_posix() not in sums:
+        if path.relative_to(work).as_posix() not in sizes:
             path.unlink()
     work.mkdir(exist_ok=True)
-    transfer = _Transfer(store, number, work, {name: sizes[name] for name in sums}, listener)
+    transfer = _Transfer(published, work, sizes, listener)
     with ThreadPoolExecutor(_PARALLEL, "pull") as pool:
-        futures = [pool.submit(transfer.bring, name, digest) for name, digest in sums.items()]
+        futures = [pool.submit(transfer.bring, name, digest) for name, digest in published.sums.items()]
         try:
             return sum(future.result() for future in as_completed(futures))
         except BaseException:
@@ -170,10 +125,10 @@ class _Transfer:
     """What the threads that bring a version's files have in common."""
 
     def __init__(
-        self, store: Store, number: int, work: Path, sizes: Mapping[str, int], listener: Listener
+        self, published: Published, work: Path, sizes: Mapping[str, int], listener: Listener
     ) -> None:
         self.stopped = Event()
-        self._store, self._number, self._work, self._sizes = store, number, work, sizes
+        self._published, self._work, self._sizes = published, work, sizes
         self._progress = Progress("pulling (MB)", sum(sizes.values()) // _MEGABYTE, listener)
         self._lock, self._bytes = Lock(), 0
 
@@ -185,15 +140,16 @@ class _Transfer:
             size = path.stat().st_size
             self._count(size)
             return size
-        what = f"{self._store.url}/{self._number}/{name}"
-        _retried(lambda: self._download(name, path, digest, what), what, self.stopped)
+        what = f"{self._published.url}/{name}"
+        retried(lambda: self._download(name, path, digest, what), what, self.stopped)
         return 0
 
     def _download(self, name: str, path: Path, expected: str, what: str) -> None:
         digest, size = hashlib.sha256(), 0
-        source_path = self._store.path(self._number, name)
+        store = self._published.store
+        source_path = store.path(self._published.number, name)
         try:
-            with self._store.filesystem.open(source_path, "rb") as source, path.open("wb") as target:
+            with store.filesystem.open(source_path, "rb") as source, path.open("wb") as target:
                 while chunk := source.read(_CHUNK_BYTES):
                     if self.stopped.is_set():
                         raise StoreError(f"{what}: stopped")  # another file's failure is the one told
@@ -216,34 +172,6 @@ class _Transfer:
             before = self._bytes // _MEGABYTE
             self._bytes += size
             self._progress.advance(self._bytes // _MEGABYTE - before)
-
-
-def _retried(call: Callable[[], T], what: str, stopped: Event | None = None, attempts: int = _ATTEMPTS) -> T:
-    """What `call` gives; tried again, after waits that grow, when the store fails.
-
-    stopped: ends the attempts.
-    """
-    stopped = stopped or Event()
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except ManifestError:
-            raise
-        except Exception as error:  # each backend raises its own
-            cause = error.__cause__ if isinstance(error, StoreError) and error.__cause__ else error
-            if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
-                raise
-            is_final = isinstance(cause, FileNotFoundError | PermissionError)
-            if not is_final and attempt < attempts and not stopped.is_set():
-                # Any part of the wait above its half: pods that started together do not ask together again.
-                stopped.wait(_FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1))
-                continue
-            if isinstance(error, StoreError):
-                raise
-            text = str(getattr(cause, "strerror", None) or cause).strip() or type(cause).__name__
-            tried = "" if is_final else f" (attempt {attempt} of {attempts})"
-            raise StoreError(f"{what}: {text}{tried}") from error
-    raise AssertionError  # the last attempt returns or raises
 
 
 def _replace(target: Path, work: Path) -> None:

@@ -91,6 +91,11 @@ class Store:
             self.filesystem.invalidate_cache()
             return self._exists(self.path(number, MANIFEST))
 
+    def has_files(self, number: int) -> bool:
+        """Whether anything is there under a version's number, complete or not."""
+        with self._translated():
+            return number in self._numbers()
+
     def path(self, number: int, name: str = "") -> str:
         """Where the backend has a version, or a file of it."""
         return f"{self.root}/{number}/{name}".rstrip("/")

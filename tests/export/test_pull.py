@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from graftserve.export import pull as module
+from graftserve.export import published
 from graftserve.export.errors import ManifestError, StoreError, VersionError
 from graftserve.export.manifest import MANIFEST, check_manifest, write_manifest
 from graftserve.export.pull import Pulled, pull
@@ -81,7 +81,7 @@ class _Broken:
 @pytest.fixture(autouse=True)
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(published, "_FIRST_WAIT_S", 0.001)
     for name, value in (("store", {}), ("pseudo_dirs", [""]), ("read", Counter()), ("failures", {})):
         monkeypatch.setattr(Flaky, name, value)
     return fsspec.filesystem("flaky")
