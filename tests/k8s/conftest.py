@@ -26,6 +26,8 @@ from graftserve.k8s.rollout import (
 )
 from graftserve.serving.app import Server
 from graftserve.serving.flags import Options
+from tests.k8s.envtest import ASSETS, EnvTest, find_assets
+from tests.k8s.fake_api import FakeApi
 
 # Time is not what these tests are about, and this machine may be busy.
 LENIENT = Gate(max_latency_ratio=1000)
@@ -211,3 +213,27 @@ def publish(classifiers: Path, shop: Shop) -> Callable[[str, int], None]:
         temporary.rename(shop.root / "flowers" / str(version))
 
     return publish
+
+
+@pytest.fixture
+def fake_api() -> Iterator[FakeApi]:
+    with FakeApi() as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def real_api() -> Iterator[EnvTest]:
+    """A real API server, where the environment says what to start."""
+    assets = find_assets()
+    if assets is None:
+        pytest.skip(f"{ASSETS} names no folder with etcd and kube-apiserver")
+    with EnvTest(assets) as api:
+        yield api
+
+
+@pytest.fixture(params=["fake", "real"])
+def api_config(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The kubeconfig of the fake API server and, in turn, of a real one."""
+    if request.param == "real":
+        return request.getfixturevalue("real_api").config_path
+    return request.getfixturevalue("fake_api").kubeconfig(tmp_path / "fake.kubeconfig")
