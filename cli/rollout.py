@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from .output import CommandError
+from .rollout_check import check_folder, check_goldens
 from .rollout_output import (
     compare_shown,
     end,
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-_GOLDEN_TOLERANCE = 1e-3  # of a probability, as graftserve verify allows a server: GPUs round otherwise
-
 
 # Parameters that make no sense with --overlay, and those that make none without.
 _SERVER_ONLY = frozenset(
@@ -117,7 +115,7 @@ def _run_options(command: CommandT) -> CommandT:
             type=positive,
             default=30.0,
             show_default=True,
-            help="Seconds that a request may take, retries included.",
+            help="Seconds that a request may take, retries included; a look at the --overlay's source, too.",
         ),
         click.option(
             "--load-timeout-s",
@@ -518,47 +516,15 @@ class _Run:
 
     def check_goldens(self, version: int, client: "Client") -> None:
         """Ask for the version's golden images, where its files are on this machine and have some."""
-        from graftserve.export.errors import VerificationError
-        from graftserve.export.goldens import read_goldens
-        from graftserve.k8s.rollout import CheckError
-
-        from .replay import replay
-
         folder = Path(self._base_path, str(version))
-        try:
-            read_goldens(folder)
-        except VerificationError:
-            return  # not a version of graftserve export; the sums have told whether one is damaged
-        try:
-            result = replay(folder, client, self._common["model"])
-        except CommandError as error:  # an answer that cannot be that of these files
-            raise CheckError(str(error)) from error
-        if not result.largest_difference <= _GOLDEN_TOLERANCE:
-            raise CheckError(
-                f"version {version} differs by {result.largest_difference:.3g} from what its golden image "
-                f"{result.worst} must give, at most {_GOLDEN_TOLERANCE:g} allowed: another model answers"
-            )
+        check_goldens(folder, client, version=version, model=self._common["model"])
 
     def _check(self, version: int) -> str:
         """Look at the version's files, where they are on this machine; the server decides in any case."""
-        from graftserve.export.errors import ManifestError
-        from graftserve.export.manifest import MANIFEST, check_manifest
-        from graftserve.k8s.rollout import CheckError
-
         base = Path(self._base_path)
         if not base.is_dir():
             return f"{base} is not on this machine, its files are not checked"
-        folder = base / str(version)
-        if not folder.is_dir():
-            raise CheckError(f"{folder}: there is no such version")
-        if not (folder / MANIFEST).is_file():
-            if not (folder / "saved_model.pb").is_file():
-                raise CheckError(f"{folder}: expected a saved_model.pb, got none")
-            return "it has no sums to check"
-        try:
-            return f"{check_manifest(folder)} files with the sums of the manifest"
-        except ManifestError as error:
-            raise CheckError(str(error)) from error
+        return check_folder(base / str(version))
 
 
 @dataclass(frozen=True)

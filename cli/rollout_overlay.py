@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import CommandError
+from .rollout_check import check_source, check_source_goldens
 from .rollout_output import (
     compare_shown,
     differences,
@@ -86,6 +87,8 @@ def start(
             ):
                 _see_that_it_serves(old, stable, f"--target-stable {target_stable}")
                 _see_that_it_serves(new, canary, f"--target-canary {target_canary}")
+                source = run.overlay.source()
+                check_source_goldens(source, new, version=canary, model=model, timeout_s=timeout_s)
                 return compare_shown(old, new, chosen, seed=seed, max_errors=max_errors)
 
         gate = Gate(min_agreement, max_shift, max_latency_ratio, max_errors)
@@ -111,7 +114,7 @@ def start(
         if weight and not run.overlay.has_route():
             say(f"{folder} lists no component gateway: without a route the weight moves nothing")
         rollout = run.driver(Share(replicas, weight), shadow if images else None).run()
-    _show(run, rollout)
+    _show(run, rollout, was_begun=_was_begun(rollout))
     end(rollout.outcome != "aborted")
 
 
@@ -153,7 +156,7 @@ def undo(folder: Path, **common: Any) -> None:
         else:
             say(f"going on with {current.title}")
         rollout = run.driver().run()
-    _show(run, rollout)
+    _show(run, rollout, was_begun=_was_begun(rollout))
     end(rollout.outcome == "promoted")
 
 
@@ -208,6 +211,7 @@ class _Run:
     writer: "JournalWriter"
     cluster: "Cluster | None"
     as_json: bool
+    timeout_s: float
 
     def driver(
         self, share: "Share | None" = None, shadow: "Callable[[int, int], Report] | None" = None
@@ -216,8 +220,17 @@ class _Run:
 
         settle = None if self.cluster is None else self.cluster.settle
         return OverlayDriver(
-            self.overlay, self.writer, share=share, settle=settle, shadow=shadow, listener=say
+            self.overlay,
+            self.writer,
+            check=self._check,
+            share=share,
+            settle=settle,
+            shadow=shadow,
+            listener=say,
         )
+
+    def _check(self, version: int) -> str:
+        return check_source(self.overlay.source(), version, self.timeout_s)
 
 
 @contextmanager
@@ -239,7 +252,7 @@ def _opened(folder: Path, common: dict[str, Any]) -> Iterator[_Run]:
         )
     with _journal(overlay).writing(f"{who()}, process {os.getpid()},", {}) as writer:
         try:
-            yield _Run(overlay, writer, cluster, common["as_json"])
+            yield _Run(overlay, writer, cluster, common["as_json"], common["timeout_s"])
         except KeyboardInterrupt:
             say("interrupted: the same command goes on, `graftserve rollout abort` goes back")
             raise
@@ -275,12 +288,19 @@ def _see_that_it_serves(client: "Client", version: int, where: str) -> None:
         )
 
 
-def _show(run: _Run, rollout: "Rollout") -> None:
+def _was_begun(rollout: "Rollout") -> bool:
+    """Not if its version's files were looked at and refused."""
+    return rollout.outcome != "aborted" or bool(rollout.checked)
+
+
+def _show(run: _Run, rollout: "Rollout", *, was_begun: bool = True) -> None:
+    """was_begun: whether anything but the journal may have changed."""
     from graftserve.k8s.rollout import rollout_to_json
 
     tracks = run.overlay.read()
     command = f"kubectl apply -k {shlex.quote(str(run.overlay.folder))}"
-    applied = run.cluster is not None and rollout.outcome != "left"
+    is_to_apply = rollout.outcome != "left" and was_begun
+    applied = run.cluster is not None and is_to_apply
     if rollout.outcome is not None:
         last = f"{rollout.title} {rollout.outcome}: {rollout.reason}"
     elif rollout.gate is not None and rollout.report is None:
@@ -292,7 +312,7 @@ def _show(run: _Run, rollout: "Rollout") -> None:
         last = f"{rollout.title} waits: `graftserve rollout promote` or `graftserve rollout abort`"
     lines = [*numbers(rollout), *differences(rollout)]
     lines += [f"stable     version {tracks.stable}", f"canary     {_canary(tracks)}", last]
-    if rollout.outcome != "left":
+    if is_to_apply:
         lines.append(f"applied {run.overlay.folder}" if applied else f"commit it, and apply it: {command}")
     values = rollout_to_json(rollout) | {"apply": command, "applied": applied}
     print_values(values, run.as_json, "\n".join(lines))

@@ -65,6 +65,10 @@ class Overlay:
             raise OverlayError(f"{self.folder / STABLE_ENV}: expected MODEL_NAME=NAME, got none")
         return name
 
+    def source(self) -> str:
+        """Where its pods pull the versions from; "" if stable.env does not say."""
+        return self._values(STABLE_ENV).get("MODEL_SOURCE", "")
+
     def read(self) -> Tracks:
         """What the files say."""
         stable, canary = self._values(STABLE_ENV), self._values(CANARY_ENV)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .cluster import CANARY_DEPLOYMENT
-from .drive import decide, utc_now
+from .drive import CheckError, decide, utc_now
 from .errors import ConflictError, JournalError, NotReadyError
 from .gate import Report
 from .journal import JournalWriter
 from .overlay import CANARY_ENV, Overlay, Tracks
-from .overlay_plan import Share, changed_by_others, next_edit
+from .overlay_plan import Share, changed_by_others, is_to_check, next_edit
 from .record import Decision, Outcome, Rollout
 
 __all__ = ["JOURNAL", "OverlayDriver", "decide_on_overlay"]
@@ -38,10 +38,13 @@ def decide_on_overlay(overlay: Overlay, writer: JournalWriter, decision: Decisio
 class OverlayDriver:
     """Changes the files, has them applied, compares, decides.
 
+    check: sees whether the version's files are there and whole, and says what it looked at; raises
+        CheckError. Asked before the version is on a track; None where nobody can tell.
     share: what the canary is to have.
     settle: brings what the files say to the cluster and waits for it, as Cluster.settle does; None where
         somebody else does that.
-    shadow: compares two versions (canary, stable) as `shadow.compare` does; None where that is for later.
+    shadow: compares two versions (canary, stable) as `shadow.compare` does, and may raise CheckError, too;
+        None where that is for later.
     listener: told each step in words.
     """
 
@@ -50,6 +53,7 @@ class OverlayDriver:
         overlay: Overlay,
         writer: JournalWriter,
         *,
+        check: Callable[[int], str] | None = None,
         share: Share | None = None,
         settle: Callable[[Tracks], None] | None = None,
         shadow: Callable[[int, int], Report] | None = None,
@@ -57,6 +61,7 @@ class OverlayDriver:
     ) -> None:
         self._overlay = overlay
         self._writer = writer
+        self._check = check
         self._share = share or Share()
         self._settle = settle
         self._shadow = shadow
@@ -65,7 +70,8 @@ class OverlayDriver:
     def run(self) -> Rollout:
         """Go on until it is over, or until somebody must decide; then the rollout's `outcome` is None.
 
-        A canary whose pods are not ready in time, or that does not pass the gate, is aborted.
+        A version that is missing or damaged is not begun with. A canary whose pods are not ready in time, or
+        that does not pass the gate, is aborted.
         Raises ConflictError (somebody else changed the files, or owns what is to be applied), NotReadyError
         (of stable), ClusterError, OverlayError, JournalError, ClientError (nothing to compare with). The
         journal stays as it is then, and another `run` goes on.
@@ -80,13 +86,33 @@ class OverlayDriver:
                     f"{rollout.title}: somebody else changed {self._overlay.folder}: {found}. Nothing is "
                     "overwritten: undo their change and run this again, or keep it with `abort --leave`"
                 )
-            if edit := next_edit(rollout, tracks, self._share):
+            if self._check is not None and is_to_check(rollout, tracks):
+                if (refused := self._checked(rollout, self._check)) is not None:
+                    return refused
+            elif edit := next_edit(rollout, tracks, self._share):
                 if edit.file == CANARY_ENV and rollout.decision is Decision.PROMOTE and self._settle:
                     self._settle(tracks)  # the canary keeps its calls until stable's pods can have them
                 self._listener(str(edit))
                 self._overlay.write(edit)
             elif (done := self._files_are_right(rollout, tracks)) is not None:
                 return done
+
+    def _checked(self, rollout: Rollout, check: Callable[[int], str]) -> Rollout | None:
+        """None if it may go on; what is refused is over, since nothing was changed for it."""
+        self._listener(f"check version {rollout.version}")
+        try:
+            checked = check(rollout.version)
+        except CheckError as error:
+            reason = str(error)
+            self._listener(f"{Decision.ABORT}: {reason}")
+            refused = replace(
+                rollout, decision=Decision.ABORT, reason=reason, outcome=Outcome.ABORTED, ended_at=utc_now()
+            )
+            self._writer.end(refused)
+            return refused
+        self._listener(f"version {rollout.version}: {checked}")
+        self._writer.update(replace(rollout, checked=checked))
+        return None
 
     def _files_are_right(self, rollout: Rollout, tracks: Tracks) -> Rollout | None:
         """None if there is more to do."""
@@ -105,7 +131,12 @@ class OverlayDriver:
             return ended
         if rollout.gate is not None and rollout.previous is not None and self._shadow is not None:
             self._listener(f"compare version {rollout.version} with version {rollout.previous}")
-            rollout = replace(rollout, report=self._shadow(rollout.version, rollout.previous))
+            try:
+                report = self._shadow(rollout.version, rollout.previous)
+            except CheckError as error:
+                self._decided(rollout, Decision.ABORT, str(error))
+                return None
+            rollout = replace(rollout, report=report)
             self._writer.update(rollout)
         if rollout.gate is not None:
             if rollout.report is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .overlay import CANARY_ENV, STABLE_ENV, Edit, Tracks
 from .record import Decision, Rollout
 
-__all__ = ["Share", "changed_by_others", "goal", "next_edit"]
+__all__ = ["Share", "changed_by_others", "goal", "is_to_check", "next_edit"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class Share:
             raise ValueError(f"expected replicas of 0 or more, got {self.replicas}")
         if self.weight is not None and not 0 <= self.weight <= 100:
             raise ValueError(f"expected weight in [0, 100], got {self.weight}")
+
+
+def is_to_check(rollout: Rollout, tracks: Tracks) -> bool:
+    """Whether to look at the version's files now: none was looked at, and no track names it yet."""
+    is_wanted = rollout.decision is not Decision.ABORT and not rollout.checked
+    return is_wanted and rollout.version not in (tracks.stable, tracks.canary)
 
 
 def goal(rollout: Rollout, tracks: Tracks, share: Share) -> Tracks:

@@ -20,7 +20,7 @@ from graftserve.k8s.rollout import journal as journal_module
 from graftserve.k8s.rollout import overlay as overlay_module
 from graftserve.k8s.rollout.cluster import deployments
 
-STABLE = "# the one\nMODEL_NAME=flowers\nMODEL_SOURCE=s3://models/flowers\nMODEL_VERSION=3\n"
+STABLE = "# the one\nMODEL_NAME=flowers\nMODEL_SOURCE=/source/flowers\nMODEL_VERSION=3\n"
 CANARY = "# weights last\nMODEL_VERSION=\nREPLICAS=0\n\nSTABLE_WEIGHT=100\nWEIGHT=0\n"
 Command = Callable[..., tuple[int, str, str]]
 
@@ -431,7 +431,7 @@ _DONE = {
     "undo": (STABLE, CANARY),
 }
 # Writes: the journal's and the files'.
-_COUNT = {"start": 6, "promote": 4, "abort": 3, "undo": 3}
+_COUNT = {"start": 7, "promote": 4, "abort": 3, "undo": 4}
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
