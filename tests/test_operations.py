@@ -45,6 +45,7 @@ from graftserve.client import (
 from graftserve.client.testing import FakeServer
 from graftserve.export.manifest import write_manifest
 from graftserve.export.store import Store, open_store
+from graftserve.k8s.manifests import copy_manifests
 from graftserve.k8s.render import KubectlError, find_kubectl
 from graftserve.serving.app import Server, run
 from graftserve.serving.flags import Options, parse_args
@@ -137,6 +138,7 @@ QUEUE_FULL = quoted("no more may wait")
 NO_MEMORY = quoted("OOM when allocating")
 BAD_CANARY = quoted("at least 0.98 needed")
 NOT_COMPLETE = quoted("complete versions: none")
+NOT_PUBLISHED = quoted("complete versions: 3")
 NOTHING_THERE = quoted("holds no complete version")
 FORBIDDEN = quoted("Forbidden")
 UNREACHABLE = quoted("Could not connect to the endpoint")
@@ -669,6 +671,19 @@ def test_a_bucket_that_is_gone_and_back(pull: Callable[..., str], store: Store, 
     _assert_said(NOTHING_THERE, pull("memory://gone/flowers"))
     _assert_said(NOT_COMPLETE, pull(str(tmp_path / "gone/flowers"), "--version=3"))
     _assert_said(PULLED, pull(store.url, "--version=3"))
+
+
+def test_a_rollout_to_a_version_that_is_not_in_the_bucket(
+    graftserve: Any, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    overlay = copy_manifests("production", tmp_path / "deploy")
+    text = f"MODEL_NAME=flowers\nMODEL_SOURCE={store.url}\nMODEL_VERSION=3\n"
+    (overlay / "stable.env").write_text(text)
+    status, out, _ = graftserve("rollout", "start", "--overlay", overlay, "--version", "4")
+    assert status == 1
+    _assert_said(NOT_PUBLISHED, out.replace(store.url, "s3://models/flowers"))
+    assert (overlay / "stable.env").read_text() == text
 
 
 class _Refusing(BaseHTTPRequestHandler):
