@@ -133,6 +133,7 @@ def apply_config(
     own: the applying manager, without fields. Raises FieldConflictError, unless forced.
     """
     schema = _Schema(kind)
+    entries = schema.expanded(live, entries)
     last = next((entry.fields for entry in entries if entry.same_writer(own)), frozenset())
     own = replace(own, fields=schema.owned(config) - _NOBODYS)
     others = [entry for entry in entries if not entry.same_writer(own)]
@@ -155,7 +156,7 @@ def track_update(
     schema = _Schema(kind)
     changed, removed = schema.compare(live, new)
     changed -= _NOBODYS
-    entries = _disowned(entries, changed | removed)
+    entries = _disowned(schema.expanded(live, entries), changed | removed)
     before = next((entry for entry in entries if entry.same_writer(own)), None)
     if not changed:
         return entries
@@ -185,7 +186,8 @@ def read_entries(thing: dict[str, Any]) -> list[Entry]:
 
 def write_entries(entries: list[Entry]) -> list[dict[str, Any]]:
     written = []
-    for entry in entries:
+    order = sorted(entries, key=lambda entry: (entry.operation, entry.time, entry.manager, entry.subresource))
+    for entry in order:
         tree: dict[str, Any] = {}
         for path in sorted(entry.fields):
             node = tree
@@ -291,7 +293,7 @@ class _Schema:
 
     def _keys(self, name: str, items: list[Any]) -> tuple[str, ...]:
         if name == "ports" and not self._custom:
-            return ("containerPort" if "containerPort" in items[0] else "port", "protocol") if items else ()
+            return ("port" if items and "port" in items[0] else "containerPort", "protocol")
         return self._keyed.get(name, ())
 
     @staticmethod
@@ -307,10 +309,31 @@ class _Schema:
         found: set[Path] = set()
         for element, (below, item) in children.items():
             found |= self.owned(item, below, (*path, element))
-            # Without a schema nothing below spec is a named field: all are items.
-            if element[0] in "kv" or (self._custom and path and path[0] != "f:metadata"):
+            if element[0] in "kv":
                 found.add((*path, element))
         return frozenset(found)
+
+    def expanded(self, live: dict[str, Any], entries: list[Entry]) -> list[Entry]:
+        """Who owns a map, and nothing in it, owns all of it: the server takes it for one that was atomic.
+
+        This is how the creator of a ConfigMap gets back what others changed since.
+        """
+        expanded = []
+        for entry in entries:
+            parents = {path[:end] for path in entry.fields for end in range(1, len(path))}
+            fields = set(entry.fields)
+            for path in entry.fields - parents:
+                name, value = self._at(live, path)
+                if value is not _ABSENT and self._children(name, value):
+                    fields |= self.owned(value, name, path)
+            expanded.append(replace(entry, fields=frozenset(fields)))
+        return expanded
+
+    def _at(self, value: Any, path: Path) -> tuple[str, Any]:
+        name = ""
+        for element in path:
+            name, value = (self._children(name, value) or {}).get(element, ("", _ABSENT))
+        return name, value
 
     def merge(self, live: Any, config: Any, name: str = "") -> Any:
         ours, theirs = self._children(name, config), self._children(name, live)
@@ -376,13 +399,18 @@ class _Schema:
         if not keys or not isinstance(target, list):
             return deepcopy(patch)
         items = {self._element(keys, item): item for item in target}
+        place = {element: index for index, element in enumerate(items)}
+        merged: dict[str, Any] = {}
         for item in patch:
             element = self._element(keys, item)
+            before = items.pop(element, None)
             if item.get("$patch") == "delete":
-                items.pop(element, None)
-            else:
-                items[element] = self.patched(items.get(element), item, "", strategic)
-        return list(items.values())
+                continue
+            # What the patch does not name stays before what it came before.
+            for other in [each for each in items if place[each] < place.get(element, -1)]:
+                merged[other] = items.pop(other)
+            merged[element] = self.patched(before, item, "", strategic)
+        return list((merged | items).values())
 
 
 def _assembled(children: dict[str, Any], like: Any) -> Any:

@@ -15,6 +15,7 @@ class Kind:
     version: str
     kind: str
     plural: str
+    short: str = ""
     namespaced: bool = True
     status: bool = True
     generation: bool = False
@@ -39,21 +40,23 @@ def _custom(group: str, version: str, kind: str, plural: str) -> Kind:
 
 
 KINDS = (
-    Kind("", "v1", "Namespace", "namespaces", namespaced=False),
-    Kind("", "v1", "Service", "services"),
-    Kind("", "v1", "ServiceAccount", "serviceaccounts", status=False),
-    Kind("", "v1", "ConfigMap", "configmaps", status=False),
+    Kind("", "v1", "Namespace", "namespaces", "ns", namespaced=False),
+    Kind("", "v1", "Service", "services", "svc"),
+    Kind("", "v1", "ServiceAccount", "serviceaccounts", "sa", status=False),
+    Kind("", "v1", "ConfigMap", "configmaps", "cm", status=False),
     Kind("", "v1", "Secret", "secrets", status=False),
-    Kind("", "v1", "Pod", "pods"),
-    Kind("", "v1", "Event", "events", status=False),
-    Kind("", "v1", "PersistentVolume", "persistentvolumes", namespaced=False),
-    Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
-    Kind("apps", "v1", "Deployment", "deployments", generation=True),
-    Kind("apps", "v1", "ReplicaSet", "replicasets", generation=True),
+    Kind("", "v1", "Pod", "pods", "po"),
+    Kind("", "v1", "Event", "events", "ev", status=False),
+    Kind("", "v1", "PersistentVolume", "persistentvolumes", "pv", namespaced=False),
+    Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", "pvc"),
+    Kind("apps", "v1", "Deployment", "deployments", "deploy", generation=True),
+    Kind("apps", "v1", "ReplicaSet", "replicasets", "rs", generation=True),
     Kind("batch", "v1", "Job", "jobs", generation=True),
-    Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", generation=True),
-    Kind("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
-    Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", status=False, generation=True),
+    Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", "pdb", generation=True),
+    Kind("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", "hpa"),
+    Kind(
+        "networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", "netpol", status=False, generation=True
+    ),
     _custom("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes"),
     _custom("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
     _custom("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),

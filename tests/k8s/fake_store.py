@@ -151,13 +151,14 @@ class Store:
                 raise self._invalid(target, "metadata.name: Required value: name or generateName is required")
             target = Target(target.kind, target.namespace, name)
             self._check_namespace(target)
-            if (target.namespace, name) in self._objects[target.kind]:
-                message = f'{target.kind.resource} "{name}" already exists'
-                raise ApiError(failure(409, "AlreadyExists", message, target.details))
             new = self._identified(target, self._new(target), thing)
             if target.kind.status:
                 new.pop("status", None)
             new = with_defaults(target.kind, new)
+            self._check_valid(target, None, new)
+            if (target.namespace, name) in self._objects[target.kind]:
+                message = f'{target.kind.resource} "{name}" already exists'
+                raise ApiError(failure(409, "AlreadyExists", message, target.details))
             empty = self._empty(target.kind)
             entries = track_update(target.kind, empty, new, [], self._entry(target, write, "Update"))
             return self._store(target, None, new, entries, write)
@@ -381,7 +382,7 @@ class Store:
             return {}
         empty: dict[str, Any] = {"metadata": {}, "spec": {}, "status": {}}
         if kind.kind in ("Deployment", "ReplicaSet", "Job"):
-            empty["spec"] = {"strategy": {}, "template": {"metadata": {}, "spec": {}}}
+            empty["spec"] = {"strategy": {}, "template": {"metadata": {}, "spec": {"containers": []}}}
         return empty
 
     def _new(self, target: Target) -> dict[str, Any]:
@@ -457,6 +458,11 @@ class Store:
                 f"spec.template.metadata.labels: Invalid value: {json.dumps(labels)}: "
                 "`selector` does not match template `labels`",
             )
+        for index, container in enumerate(new["spec"]["template"].get("spec", {}).get("containers", [])):
+            # What is left of one that its applier took away, where somebody else owns a field of it.
+            if not container.get("image"):
+                field = f"spec.template.spec.containers[{index}].image"
+                raise self._invalid(target, f"{field}: Required value")
         if live is not None and live["spec"]["selector"] != selector:
             raise self._invalid(
                 target, f"spec.selector: Invalid value: {json.dumps(selector)}: field is immutable"

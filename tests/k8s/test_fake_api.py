@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kubernetes.dynamic.exceptions import (
     UnprocessibleEntityError,
 )
 
+from graftserve.k8s.render import KubectlError, find_kubectl
 from tests.k8s.api_client import OURS, Api, Thing, config_map, deployment, new_thing, route
 
 
@@ -259,6 +261,29 @@ class TestApply:
         again = api.apply(deployment([{"name": "server", "image": "server:2"}]))
         images = {name: each["image"] for name, each in _containers(again).items()}
         assert images == {"server": "server:2", "proxy": "proxy:1"}
+
+    def test_a_container_goes_with_what_others_changed_in_it(self, api: Api) -> None:
+        proxy = {"name": "proxy", "image": "proxy:1"}
+        api.apply(deployment([{"name": "server", "image": "server:1"}, proxy]))
+        patch = {"spec": {"template": {"spec": {"containers": [{"name": "proxy", "args": ["a"]}]}}}}
+        strategic = "application/strategic-merge-patch+json"
+        api.patch("Deployment", "server", patch, content_type=strategic)
+        assert _containers(api.apply(deployment())).keys() == {"server"}
+
+    def test_a_container_that_others_apply_too_stays_without_its_image(self, api: Api) -> None:
+        proxy = {"name": "proxy", "image": "proxy:1"}
+        api.apply(deployment([{"name": "server", "image": "server:1"}, proxy]))
+        api.apply(deployment([{"name": "proxy", "args": ["a"]}]), "other")
+        with pytest.raises(UnprocessibleEntityError) as caught:
+            api.apply(deployment())
+        message = _status(caught.value)["message"]
+        assert re.search(r"spec.template.spec.containers\[\d\].image: Required value", message)
+
+    def test_the_creator_gets_back_what_is_left_of_its_maps(self, api: Api) -> None:
+        api.create(config_map(a="1"))
+        api.apply(config_map(a="2"), force_conflicts=True)
+        with pytest.raises(ConflictError, match="kubectl-create"):
+            api.apply(config_map(a="3"))
 
     def test_a_field_given_up_stays_with_who_updated_it(self, api: Api) -> None:
         api.apply(deployment(replicas=2))
@@ -596,6 +621,18 @@ class TestCollections:
         assert names(field_selector="metadata.name=b") == ["b"]
         assert names(field_selector="metadata.name!=b") == ["a", "c"]
 
+    def test_items_of_custom_kinds_alone_say_what_they_are(self, api: Api) -> None:
+        api.create(config_map(a="1"))
+        api.create(route(hostnames=["a.example"]))
+
+        def items(kind: str) -> list[Thing]:
+            answer = api.dynamic.get(api.resource(kind), namespace=api.namespace, serialize=False)
+            return json.loads(answer.data)["items"]
+
+        assert all(item.keys() == {"metadata", "data"} for item in items("ConfigMap"))
+        [item] = items("GRPCRoute")
+        assert (item["apiVersion"], item["kind"]) == ("gateway.networking.k8s.io/v1", "GRPCRoute")
+
     def test_all_namespaces(self, api: Api) -> None:
         api.create(config_map(a="1"))
         found = api.dynamic.get(api.resource("ConfigMap")).to_dict()["items"]
@@ -659,3 +696,56 @@ class TestWatch:
     def test_ends_when_its_time_is_over(self, api: Api) -> None:
         version = api.collection("Deployment")["metadata"]["resourceVersion"]
         assert list(api.watch("Deployment", resource_version=version)) == []
+
+
+class TestKubectl:
+    @pytest.fixture
+    def kubectl(self, api: Api, api_config: Path, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+        """kubectl(*arguments, thing to send) -> (exit status, stdout and stderr)"""
+        try:
+            program = find_kubectl()
+        except KubectlError as error:
+            pytest.skip(str(error))
+
+        def kubectl(*arguments: str, thing: Thing | None = None) -> tuple[int, str]:
+            where = [f"--kubeconfig={api_config}", f"--cache-dir={tmp_path}", f"--namespace={api.namespace}"]
+            done = subprocess.run(
+                [program, *where, *arguments],
+                input=json.dumps(thing),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=60,
+            )
+            return done.returncode, done.stdout.strip()
+
+        return kubectl
+
+    def test_applies_and_reads(self, api: Api, kubectl: Callable[..., tuple[int, str]]) -> None:
+        apply = ("apply", "--server-side", f"--field-manager={OURS}", "--filename=-")
+        assert kubectl(*apply, thing=deployment(replicas=2)) == (
+            0,
+            "deployment.apps/server serverside-applied",
+        )
+        assert kubectl("get", "deploy", "server", "--output=jsonpath={.spec.replicas}") == (0, "2")
+        api.patch("Deployment", "server", {"spec": {"replicas": 5}})
+        status, said = kubectl(*apply, thing=deployment(replicas=2))
+        assert status == 1
+        assert 'Apply failed with 1 conflict: conflict with "kubectl-edit" using apps/v1' in said
+
+    def test_applies_in_the_client(self, api: Api, kubectl: Callable[..., tuple[int, str]]) -> None:
+        for replicas, word in ((2, "created"), (3, "configured"), (3, "unchanged")):
+            said = kubectl("apply", "--filename=-", thing=deployment(replicas=replicas))
+            assert said == (0, f"deployment.apps/server {word}")
+        fields = _owned(api.get("Deployment", "server"), "kubectl-client-side-apply", "Update")
+        assert fields["f:spec"]["f:replicas"] == {}
+        with pytest.raises(ConflictError, match="kubectl-client-side-apply"):
+            api.apply(deployment(replicas=4))
+
+    def test_waits_for_a_rollout(self, api: Api, kubectl: Callable[..., tuple[int, str]]) -> None:
+        api.apply(deployment(replicas=1))
+        wait = ("rollout", "status", "deployment/server", "--timeout=1s")
+        assert "timed out waiting for the condition" in kubectl(*wait)[1]
+        counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+        api.write_status("Deployment", "server", {"observedGeneration": 1, **counts})
+        assert kubectl(*wait) == (0, 'deployment "server" successfully rolled out')
