@@ -20,8 +20,6 @@ from types import TracebackType
 from typing import Any
 
 import trustme
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from kubernetes import client, config
 
 from tests.k8s.fake_api import write_kubeconfig
@@ -93,14 +91,6 @@ class EnvTest:
         certificate.private_key_pem.write_to_path(folder / "server.key")
         for blob in certificate.cert_chain_pems:
             blob.write_to_path(folder / "server.crt", append=True)
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        (folder / "service-accounts.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.TraditionalOpenSSL,
-                serialization.NoEncryption(),
-            )
-        )
         token = secrets.token_hex(16)
         (folder / "tokens.csv").write_text(f'{token},envtest,envtest,"system:masters"\n')
         url = f"https://127.0.0.1:{port}"
@@ -122,8 +112,8 @@ class EnvTest:
             f"--token-auth-file={folder / 'tokens.csv'}",
             "--disable-admission-plugins=ServiceAccount",
             "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={folder / 'service-accounts.key'}",
-            f"--service-account-signing-key-file={folder / 'service-accounts.key'}",
+            f"--service-account-key-file={folder / 'server.key'}",
+            f"--service-account-signing-key-file={folder / 'server.key'}",
         )
         context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
         _wait(

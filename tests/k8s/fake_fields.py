@@ -398,19 +398,19 @@ class _Schema:
         keys = self._keys(name, patch) if strategic and isinstance(patch, list) else ()
         if not keys or not isinstance(target, list):
             return deepcopy(patch)
-        items = {self._element(keys, item): item for item in target}
-        place = {element: index for index, element in enumerate(items)}
-        merged: dict[str, Any] = {}
-        for item in patch:
-            element = self._element(keys, item)
-            before = items.pop(element, None)
+        before = {self._element(keys, item): item for item in target}
+        place = {element: index for index, element in enumerate(before)}
+        named = {self._element(keys, item): item for item in patch}
+        others = [element for element in before if element not in named]
+        merged = []
+        for element, item in named.items():
             if item.get("$patch") == "delete":
                 continue
             # What the patch does not name stays before what it came before.
-            for other in [each for each in items if place[each] < place.get(element, -1)]:
-                merged[other] = items.pop(other)
-            merged[element] = self.patched(before, item, "", strategic)
-        return list((merged | items).values())
+            while others and place[others[0]] < place.get(element, -1):
+                merged.append(before[others.pop(0)])
+            merged.append(self.patched(before.get(element), item, "", strategic))
+        return merged + [before[element] for element in others]
 
 
 def _assembled(children: dict[str, Any], like: Any) -> Any:

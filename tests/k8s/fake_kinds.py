@@ -61,6 +61,9 @@ KINDS = (
     _custom("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
     _custom("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
     _custom("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects"),
+    _custom("argoproj.io", "v1alpha1", "AnalysisTemplate", "analysistemplates"),
+    _custom("argoproj.io", "v1alpha1", "Rollout", "rollouts"),
+    _custom("serving.kserve.io", "v1beta1", "InferenceService", "inferenceservices"),
 )
 
 _POD = {
