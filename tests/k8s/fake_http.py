@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(415, "UnsupportedMediaType", f"{PROTOBUF}: expected JSON or YAML")
             return None
         try:
-            body = yaml.safe_load(text) if text else None
+            body = _parsed(text) if text else None
         except yaml.YAMLError as error:
             self._fail(400, "BadRequest", f"error decoding the body: {error}")
             return None
@@ -301,6 +301,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _parsed(text: bytes) -> Any:
+    """YAML; JSON first, which is much faster."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 class _Stream:

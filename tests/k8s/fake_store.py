@@ -426,6 +426,12 @@ class Store:
             )
             raise ApiError(failure(400, "BadRequest", message))
         metadata = thing.get("metadata", {})
+        if target.name and not metadata.get("name"):
+            message = (
+                f"the name of the object ({target.name} based on URL) was undeterminable: "
+                "name must be provided"
+            )
+            raise ApiError(failure(400, "BadRequest", message))
         for word, expected in (("name", target.name), ("namespace", target.namespace)):
             value = metadata.get(word)
             if expected and value and value != expected:

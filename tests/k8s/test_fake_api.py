@@ -362,6 +362,15 @@ class TestApply:
         with pytest.raises(ConflictError):
             api.apply(config_map(a="2"), dry_run="All")
 
+    def test_reads_yaml(self, api: Api) -> None:
+        path = f"/api/v1/namespaces/{api.namespace}/configmaps/settings"
+        options = {"field_manager": OURS, "content_type": "application/apply-patch+yaml"}
+        text = 'apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {a: "1"}\n'
+        assert api.dynamic.request("patch", path, body=text, **options).to_dict()["data"] == {"a": "1"}
+        with pytest.raises(BadRequestError) as caught:
+            api.dynamic.request("patch", path, body="a: [", **options)
+        assert _status(caught.value)["reason"] == "BadRequest"
+
     def test_needs_a_manager(self, api: Api) -> None:
         with pytest.raises(UnprocessibleEntityError) as caught:
             api.apply(config_map(a="1"), "")
@@ -593,6 +602,11 @@ class TestWhatIsNotThere:
                 resource, body=thing, name="settings", namespace=api.namespace, field_manager=OURS
             )
         assert "namespace" in _status(caught.value)["message"]
+        del thing["metadata"]["name"]
+        with pytest.raises(BadRequestError, match="name must be provided"):
+            api.dynamic.server_side_apply(
+                resource, body=thing, name="settings", namespace=api.namespace, field_manager=OURS
+            )
 
 
 class TestCollections:
