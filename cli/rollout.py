@@ -56,10 +56,22 @@ _SERVER_ONLY = frozenset(
         "previous",
         "server_allows_labels",
         "drain_s",
-        "patience_s",
     ]
 )
-_OVERLAY_ONLY = frozenset(["replicas", "weight", "target_stable", "target_canary", "apply_it", "context"])
+_OVERLAY_ONLY = frozenset(
+    ["replicas", "weight", "target_stable", "target_canary", "apply_it", "context", "ask_cluster"]
+)
+
+
+def _seconds(name: str, default_s: float, words: str) -> Callable[[CommandT], CommandT]:
+    positive = click.FloatRange(min=0, min_open=True)
+    return click.option(name, type=positive, default=default_s, show_default=True, help=words)
+
+
+def _context(command: CommandT) -> CommandT:
+    return click.option(
+        "--context", default="", help="Of the kubeconfig, for the cluster.  [default: the current one]"
+    )(command)
 
 
 def _options(command: CommandT) -> CommandT:
@@ -107,22 +119,17 @@ def _options(command: CommandT) -> CommandT:
 
 def _run_options(command: CommandT) -> CommandT:
     """What the commands that change something have, too."""
-    positive = click.FloatRange(min=0, min_open=True)
     options = (
         click.option("-m", "--message", default="", help="Why; kept in the history."),
-        click.option(
+        _seconds(
             "--timeout-s",
-            type=positive,
-            default=30.0,
-            show_default=True,
-            help="Seconds that a request may take, retries included; a look at the --overlay's source, too.",
+            30.0,
+            "Seconds that a request may take, retries included; a look at the --overlay's source, too.",
         ),
-        click.option(
+        _seconds(
             "--load-timeout-s",
-            type=positive,
-            default=600.0,
-            show_default=True,
-            help="Seconds until a version must be AVAILABLE, or unloaded.",
+            600.0,
+            "Seconds until a version must be AVAILABLE, or unloaded; with --apply, until pods must be ready.",
         ),
         click.option(
             "--drain-s",
@@ -131,20 +138,18 @@ def _run_options(command: CommandT) -> CommandT:
             show_default=True,
             help="Seconds from the moment a version has no label to its unloading.",
         ),
-        click.option(
+        _seconds(
             "--patience-s",
-            type=positive,
-            default=60.0,
-            show_default=True,
-            help="Seconds that a server may be away, as in a restart.",
+            60.0,
+            "Seconds that a server may be away, as in a restart; with --apply, the API server.",
         ),
         click.option(
             "--apply",
             "apply_it",
             is_flag=True,
-            help="With --overlay: have kubectl apply it, and wait until the pods of both tracks are ready.",
+            help="With --overlay: apply it to the cluster, and wait until the pods of both tracks are ready.",
         ),
-        click.option("--context", default="", help="With --apply: the kubeconfig's context."),
+        _context,
     )
     for option in reversed(options):
         command = option(command)
@@ -188,7 +193,8 @@ def command() -> None:
     highest one that is loaded, which is the canary.
 
     On Kubernetes, --overlay DIR names an overlay of graftserve's manifests. Its stable.env and canary.env are
-    changed, a diff to review and commit; its rollouts.json says what was done. --apply applies it, too.
+    changed, a diff to review and commit; its rollouts.json says what was done. --apply applies it, too, and
+    waits for the pods.
 
     Interrupted anywhere, the same command goes on. The exit status is 0 when it is done or waits for
     "promote", 1 when it was aborted or failed.
@@ -261,9 +267,13 @@ def command() -> None:
 )
 @click.option(
     "--target-stable",
-    help="With --overlay and --images: gRPC address of the stable track, as of a port-forward.",
+    help="With --overlay and --images: gRPC address of the stable track.  [default: a port-forward, with "
+    "--apply]",
 )
-@click.option("--target-canary", help="With --overlay and --images: gRPC address of the canary track.")
+@click.option(
+    "--target-canary",
+    help="With --overlay and --images: gRPC address of the canary track.  [default: as above]",
+)
 @click.option("--auto", is_flag=True, help="Promote at once if the comparison is passed.")
 @_run_options
 @_by_place
@@ -290,7 +300,7 @@ def start(
     Example:
       graftserve rollout start --target localhost:8500 --model flowers --version 4 \\
         --model-config-file models.config --images photos/
-      graftserve rollout start --overlay k8s/overlays/production --version 4 --weight 5
+      graftserve rollout start --overlay k8s/overlays/production --version 4 --apply --images photos/
     """
     from graftserve.k8s.rollout import AlreadyStableError, Gate, begin
 
@@ -409,17 +419,20 @@ def undo(**common: Any) -> None:
 
 @command.command("status")
 @_options
-@click.option(
-    "--timeout-s", type=float, default=10.0, show_default=True, help="Seconds to wait for the server."
-)
+@_seconds("--timeout-s", 10.0, "Seconds to wait for the server.")
+@click.option("--cluster", "ask_cluster", is_flag=True, help="With --overlay: look at the cluster, too.")
+@_context
 @_by_place
 def status(timeout_s: float, as_json: bool, **place: Any) -> None:
     """Show what is under way, what the server has, and whether somebody else has changed it.
 
-    The exit status is 1 if somebody has, or if the server does not answer.
+    The exit status is 1 if somebody has, or if the server does not answer; with --cluster, also if it is not
+    as the overlay's files say, or not all pods are ready.
 
     \b
-    Example: graftserve rollout status --model flowers --model-config-file models.config
+    Example:
+      graftserve rollout status --model flowers --model-config-file models.config
+      graftserve rollout status --overlay k8s/overlays/production --cluster
     """
     from graftserve.client import ClientError
     from graftserve.k8s.rollout import Observed, conflict, rollout_to_json
@@ -471,6 +484,39 @@ def status(timeout_s: float, as_json: bool, **place: Any) -> None:
         lines.append(f"somebody else changed the server: {changed}")
     print_values(values, as_json, "\n".join(lines))
     end(not changed and not error)
+
+
+@command.command("apply")
+@click.option(
+    "--overlay",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The Kustomize overlay.",
+)
+@_context
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="It was applied by kubectl without --server-side so far: make those fields this command's.",
+)
+@_seconds("--timeout-s", 30.0, "Seconds that a request may take.")
+@_seconds("--load-timeout-s", 600.0, "Seconds until a track's pods must be ready.")
+@_seconds("--patience-s", 60.0, "Seconds that the API server may be away.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def apply(folder: Path, **options: Any) -> None:
+    """Apply an overlay to its cluster as its files are, and wait for its pods: for the first time, or after
+    changes that came without --apply.
+
+    Fields become those of the manager graftserve-rollout. What another manager owns is reported, and nothing
+    is changed then.
+
+    \b
+    Example: graftserve rollout apply --overlay k8s/overlays/production
+    """
+    from . import rollout_overlay
+
+    rollout_overlay.apply(folder, **options)
 
 
 @command.command("history")

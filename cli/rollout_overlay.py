@@ -4,8 +4,8 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         Tracks,
     )
 
-__all__ = ["abort", "history", "promote", "start", "status", "undo"]
+__all__ = ["abort", "apply", "history", "promote", "start", "status", "undo"]
 
 
 def start(
@@ -67,9 +67,14 @@ def start(
 
     if skip_comparison and images:
         raise click.UsageError("--images and --skip-comparison exclude each other")
-    if not bool(images) == bool(target_stable) == bool(target_canary):
+    if bool(target_stable) != bool(target_canary) or (target_stable and not images):
         raise click.UsageError(
             "--images, --target-stable and --target-canary belong together: the images are asked of both"
+        )
+    if images and not target_stable and not common["apply_it"]:
+        raise click.UsageError(
+            "--images needs --target-stable and --target-canary, or --apply, which finds its own way to the "
+            "pods"
         )
     if auto and not images and not skip_comparison:
         raise click.UsageError("--auto needs --images to compare the versions on, or --skip-comparison")
@@ -81,12 +86,19 @@ def start(
             from graftserve.client import Client
 
             model, timeout_s = run.overlay.model(), common["timeout_s"]
-            with (
-                Client(str(target_stable), model, version=stable, timeout_s=timeout_s) as old,
-                Client(str(target_canary), model, version=canary, timeout_s=timeout_s) as new,
-            ):
-                _see_that_it_serves(old, stable, f"--target-stable {target_stable}")
-                _see_that_it_serves(new, canary, f"--target-canary {target_canary}")
+
+            def connected(track: str, version: int, target: str | None) -> Client:
+                where = f"--target-{track} {target}"
+                if target is None and run.cluster is not None:
+                    where = f"a port-forward to the {track} track"
+                    target = stack.enter_context(run.cluster.way_to(track))
+                client = stack.enter_context(Client(str(target), model, version=version, timeout_s=timeout_s))
+                _see_that_it_serves(client, version, where)
+                return client
+
+            with ExitStack() as stack:
+                old = connected("stable", stable, target_stable)
+                new = connected("canary", canary, target_canary)
                 source = run.overlay.source()
                 check_source_goldens(source, new, version=canary, model=model, timeout_s=timeout_s)
                 return compare_shown(old, new, chosen, seed=seed, max_errors=max_errors)
@@ -113,6 +125,11 @@ def start(
                 return
         if weight and not run.overlay.has_route():
             say(f"{folder} lists no component gateway: without a route the weight moves nothing")
+        elif weight and run.cluster is None and run.overlay.read().canary != version:
+            say(
+                f"the route gives version {version} {weight}% of the calls as soon as this is applied, ready "
+                "or not: apply it with --weight 0 first, and this when its pods are ready; --apply does both"
+            )
         rollout = run.driver(Share(replicas, weight), shadow if images else None).run()
     _show(run, rollout, was_begun=_was_begun(rollout))
     end(rollout.outcome != "aborted")
@@ -160,14 +177,33 @@ def undo(folder: Path, **common: Any) -> None:
     end(rollout.outcome == "promoted")
 
 
-def status(folder: Path, *, as_json: bool, timeout_s: float) -> None:
-    """What the files say, and what is under way; the cluster is not asked."""
+def apply(folder: Path, *, take_over: bool, as_json: bool, **common: Any) -> None:
+    """Bring what the files say to the cluster, whatever is under way."""
+    from graftserve.k8s.rollout import Overlay
+
+    overlay = Overlay(folder)
+    overlay.check_components()
+    with _cluster(folder, common) as cluster, _writing(overlay):
+        if take_over:
+            cluster.take_over()
+        tracks = overlay.read()
+        cluster.settle(tracks)
+    values = {"overlay": str(folder), "stable": tracks.stable, "canary": tracks.canary}
+    lines = [f"stable     version {tracks.stable}", f"canary     {_canary(tracks)}", f"applied {folder}"]
+    print_values(values, as_json, "\n".join(lines))
+
+
+def status(folder: Path, *, as_json: bool, timeout_s: float, ask_cluster: bool, context: str) -> None:
+    """What the files say, and what is under way; the cluster, too, if it is to be asked."""
     from graftserve.k8s.rollout import Overlay, changed_by_others, rollout_to_json
 
+    if context and not ask_cluster:
+        raise click.UsageError("--context belongs to --cluster")
     overlay = Overlay(folder)
     record, tracks = _journal(overlay).read(), overlay.read()
     current = record.current
     changed = None if current is None else changed_by_others(current, tracks)
+    live = _seen(folder, context, timeout_s) if ask_cluster else None
     values = {
         "overlay": str(folder),
         "model": overlay.model(),
@@ -177,9 +213,11 @@ def status(folder: Path, *, as_json: bool, timeout_s: float) -> None:
         "stable_weight": tracks.stable_weight,
         "weight": tracks.weight,
         "conflict": changed,
+        "cluster": None if live is None else live.values,
         "current": None if current is None else rollout_to_json(current),
     }
     lines = [f"stable     version {tracks.stable}", f"canary     {_canary(tracks)}"]
+    lines += [] if live is None else live.lines
     if current is None:
         lines.append("no rollout is under way")
     else:
@@ -191,7 +229,7 @@ def status(folder: Path, *, as_json: bool, timeout_s: float) -> None:
     if changed:
         lines.append(f"somebody else changed the files: {changed}")
     print_values(values, as_json, "\n".join(lines))
-    end(not changed)
+    end(not changed and (live is None or live.as_it_should_be))
 
 
 def history(folder: Path, *, as_json: bool) -> None:
@@ -201,6 +239,31 @@ def history(folder: Path, *, as_json: bool) -> None:
     overlay = Overlay(folder)
     place = {"overlay": str(folder), "model": overlay.model()}
     show_history(place, _journal(overlay).read(), as_json)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the cluster has, for machines and for people."""
+
+    as_it_should_be: bool
+    values: dict[str, Any]
+    lines: list[str]
+
+
+def _seen(folder: Path, context: str, timeout_s: float) -> _Seen:
+    from graftserve.k8s.rollout import Cluster
+
+    with Cluster(folder, context=context, timeout_s=timeout_s, patience_s=timeout_s, listener=say) as cluster:
+        states, differ = cluster.states(), cluster.differences()
+    lines = ["in the cluster:"]
+    for name, state in states.items():
+        version = "no version" if state.version is None else f"version {state.version}"
+        lines.append(f"  {name}  {version}, {state.text}")
+        lines += [f"    {trouble}" for trouble in state.troubles]
+    if differ:
+        lines.append(f"  not as the files say: {', '.join(differ)}; `graftserve rollout apply` changes that")
+    values = {"differ": differ, "deployments": {name: asdict(state) for name, state in states.items()}}
+    return _Seen(not differ and all(state.ready for state in states.values()), values, lines)
 
 
 @dataclass(frozen=True)
@@ -218,13 +281,12 @@ class _Run:
     ) -> "OverlayDriver":
         from graftserve.k8s.rollout import OverlayDriver
 
-        settle = None if self.cluster is None else self.cluster.settle
         return OverlayDriver(
             self.overlay,
             self.writer,
             check=self._check,
             share=share,
-            settle=settle,
+            cluster=self.cluster,
             shadow=shadow,
             listener=say,
         )
@@ -235,27 +297,37 @@ class _Run:
 
 @contextmanager
 def _opened(folder: Path, common: dict[str, Any]) -> Iterator[_Run]:
-    from graftserve.k8s.rollout import Cluster, Overlay
+    from graftserve.k8s.rollout import Overlay
 
     if common["context"] and not common["apply_it"]:
         raise click.UsageError("--context belongs to --apply")
     overlay = Overlay(folder)
     overlay.check_components()
-    cluster = None
-    if common["apply_it"]:
-        cluster = Cluster(
-            folder,
-            context=common["context"],
-            timeout_s=common["timeout_s"],
-            ready_timeout_s=common["load_timeout_s"],
-            listener=say,
-        )
-    with _journal(overlay).writing(f"{who()}, process {os.getpid()},", {}) as writer:
+    with ExitStack() as stack:
+        cluster = stack.enter_context(_cluster(folder, common)) if common["apply_it"] else None
+        writer = stack.enter_context(_writing(overlay))
         try:
             yield _Run(overlay, writer, cluster, common["as_json"], common["timeout_s"])
         except KeyboardInterrupt:
             say("interrupted: the same command goes on, `graftserve rollout abort` goes back")
             raise
+
+
+def _cluster(folder: Path, common: dict[str, Any]) -> "Cluster":
+    from graftserve.k8s.rollout import Cluster
+
+    return Cluster(
+        folder,
+        context=common["context"],
+        timeout_s=common["timeout_s"],
+        patience_s=common["patience_s"],
+        ready_timeout_s=common["load_timeout_s"],
+        listener=say,
+    )
+
+
+def _writing(overlay: "Overlay") -> AbstractContextManager["JournalWriter"]:
+    return _journal(overlay).writing(f"{who()}, process {os.getpid()},", {})
 
 
 def _journal(overlay: "Overlay") -> "Journal":
@@ -298,7 +370,7 @@ def _show(run: _Run, rollout: "Rollout", *, was_begun: bool = True) -> None:
     from graftserve.k8s.rollout import rollout_to_json
 
     tracks = run.overlay.read()
-    command = f"kubectl apply -k {shlex.quote(str(run.overlay.folder))}"
+    command = f"graftserve rollout apply --overlay {shlex.quote(str(run.overlay.folder))}"
     is_to_apply = rollout.outcome != "left" and was_begun
     applied = run.cluster is not None and is_to_apply
     if rollout.outcome is not None:

@@ -3,10 +3,12 @@
 `plan` decides what to do next (pure), `drive` does it and keeps the `journal`, a `stage.Stage` is where it
 is done; `server` is the stage of a model server outside Kubernetes. On Kubernetes, versions are lines of
 an `overlay`'s files: `overlay_plan` decides which to change, `overlay_drive` changes them, `cluster` applies
-them. `gate` says whether a version is good enough, `shadow` finds out. No TensorFlow.
+them through the Kubernetes `api`, and `ready` tells how far their pods are. `gate` says whether a version is
+good enough, `shadow` finds out. No TensorFlow.
 """
 
-from .cluster import Cluster
+from .api import FIELD_MANAGER
+from .cluster import CANARY_DEPLOYMENT, STABLE_DEPLOYMENT, Cluster, TrackState
 from .config_file import ModelConfigFile
 from .drive import AlreadyStableError, CheckError, Driver, begin, begin_undo, decide, leave
 from .errors import (
@@ -14,6 +16,7 @@ from .errors import (
     ClusterError,
     ConfigFileError,
     ConflictError,
+    FieldConflictError,
     JournalError,
     NotReadyError,
     OverlayError,
@@ -21,10 +24,11 @@ from .errors import (
     RolloutError,
     StuckError,
 )
+from .forwarding import port_forward
 from .gate import Gate, Report
 from .journal import Journal, JournalWriter, Record
 from .overlay import Edit, Overlay, Tracks
-from .overlay_drive import JOURNAL, OverlayDriver, decide_on_overlay
+from .overlay_drive import JOURNAL, Applied, OverlayDriver, decide_on_overlay
 from .overlay_plan import Share, changed_by_others, next_edit
 from .plan import Limits, conflict
 from .record import Decision, Kind, Outcome, Rollout, rollout_to_json
@@ -33,8 +37,12 @@ from .shadow import compare
 from .stage import Observable, Observed, Placement, Stage
 
 __all__ = [
+    "CANARY_DEPLOYMENT",
+    "FIELD_MANAGER",
     "JOURNAL",
+    "STABLE_DEPLOYMENT",
     "AlreadyStableError",
+    "Applied",
     "BusyError",
     "CheckError",
     "Cluster",
@@ -44,6 +52,7 @@ __all__ = [
     "Decision",
     "Driver",
     "Edit",
+    "FieldConflictError",
     "Gate",
     "Journal",
     "JournalError",
@@ -68,6 +77,7 @@ __all__ = [
     "Share",
     "Stage",
     "StuckError",
+    "TrackState",
     "Tracks",
     "begin",
     "begin_undo",
@@ -78,5 +88,6 @@ __all__ = [
     "decide_on_overlay",
     "leave",
     "next_edit",
+    "port_forward",
     "rollout_to_json",
 ]

@@ -1,68 +1,57 @@
-"""What an overlay says, brought to its cluster by kubectl: server-side apply, and the wait for the pods.
+"""What an overlay says, brought to its cluster: server-side apply, and the wait for the pods.
 
 Fields belong to the manager `graftserve-rollout`. Where another manager owns one that would change, nothing
-is applied, and nothing is ever forced. Plain `kubectl apply` is such a manager, too: the server lets only the
-manager `kubectl` take over its fields without a conflict.
+is applied, and nothing is ever forced.
 
-Source: https://kubernetes.io/docs/reference/using-api/server-side-apply/, and lastappliedmanager.go in
-https://github.com/kubernetes/apimachinery
+A route is applied before the pods where it takes calls away from the canary, and after they are ready where
+it gives it more: nobody is sent to pods that are not there.
 """
 
-import re
-import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Final
 
-from ..render import find_kubectl, render_folder
-from .errors import ClusterError, ConflictError, NotReadyError, OverlayError
+from ..render import render_folder
+from .api import FIELD_MANAGER, Document, KubernetesApi, label_of
+from .errors import ClusterError, ConflictError, FieldConflictError, NotReadyError, OverlayError
+from .forwarding import port_forward
 from .overlay import Tracks
+from .ready import Progress, pod_troubles, progress
 
-__all__ = ["CANARY_DEPLOYMENT", "FIELD_MANAGER", "STABLE_DEPLOYMENT", "Cluster", "Deployment", "deployments"]
+__all__ = ["CANARY_DEPLOYMENT", "STABLE_DEPLOYMENT", "Cluster", "TrackState"]
 
-FIELD_MANAGER: Final = "graftserve-rollout"
 STABLE_DEPLOYMENT, CANARY_DEPLOYMENT = "graftserve-stable", "graftserve-canary"
+_DEPLOYMENTS: Final = (STABLE_DEPLOYMENT, CANARY_DEPLOYMENT)
+_ROUTE: Final = ("GRPCRoute", "graftserve")
+_STABLE_SERVICE, _CANARY_SERVICE = "graftserve", "graftserve-canary"
+_SERVICES: Final = frozenset({_STABLE_SERVICE, _CANARY_SERVICE})
 _VERSION_LABEL = "graftserve.dev/version"
-_NO_CONFLICT_HELP = re.compile(r"\s*Please review the fields above.*", re.DOTALL)
-_CLIENT_SIDE = '"kubectl-client-side-apply"'
-_LOG_LINE = re.compile(r"^[EWI]\d{4} .*\n?", re.MULTILINE)  # of kubectl's libraries
-_NOT_READY = ("timed out waiting for the condition", "exceeded its progress deadline")
-_GRACE_S = 30.0  # for kubectl to see by itself that its time is over
+_CLIENT_SIDE = "kubectl-client-side-apply"
+_WATCH_S = 15.0  # then the pods are asked why they are not ready
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """One Deployment of the rendered manifests. namespace, version: "" where the manifests have none."""
+class TrackState:
+    """One track in the cluster. version: None for none. ready: all pods are of it and ready.
 
-    namespace: str = ""
-    version: str = ""
-
-
-def deployments(manifests: str) -> dict[str, Deployment]:
-    """The Deployments in what `kubectl kustomize` prints, by name.
-
-    It prints YAML of one form: blocks with two spaces a level, keys in order, so that lines are enough.
+    text: how many are. troubles: what keeps the others, in the pods' words.
     """
-    found = {}
-    for document in manifests.split("\n---\n"):
-        if not re.search(r"^kind: Deployment$", document, re.MULTILINE):
-            continue
-        metadata = re.search(r"^metadata:\n((?: .*\n?)+)", document, re.MULTILINE)
-        text = "" if metadata is None else metadata[1]
-        found[_value(text, "  name")] = Deployment(
-            _value(text, "  namespace"), _value(text, f"    {_VERSION_LABEL}")
-        )
-    return found
+
+    version: int | None
+    ready: bool
+    text: str
+    troubles: tuple[str, ...] = ()
 
 
 class Cluster:
-    """Where the overlay in `folder` is applied.
+    """Where the overlay in `folder` is applied. A context manager.
 
-    context: of the kubeconfig; "" for the current one.
-    timeout_s: for an apply. ready_timeout_s: for a Deployment's pods, each of both.
-    listener: told each step in words.
+    context, timeout_s, patience_s: as KubernetesApi. ready_timeout_s: for a Deployment's pods, each of both.
+    listener: told each step in words, when it is new.
+    Raises ClusterError as KubernetesApi does.
     """
 
     def __init__(
@@ -70,99 +59,258 @@ class Cluster:
         folder: Path,
         *,
         context: str = "",
-        timeout_s: float = 60.0,
+        timeout_s: float = 30.0,
+        patience_s: float = 60.0,
         ready_timeout_s: float = 600.0,
         listener: Callable[[str], None] = lambda text: None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
-        self._context = [f"--context={context}"] if context else []
+        self._context = context
         self._timeout_s = timeout_s
         self._ready_timeout_s = ready_timeout_s
-        self._listener = listener
+        self._tell = listener
+        self._told = ""
+        self._places: list[Document] = []
+        self._now = now
+        self._api = KubernetesApi(
+            context=context, timeout_s=timeout_s, patience_s=patience_s, listener=self._tell_once
+        )
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._api.__exit__(*error)
+
+    def observe(self) -> Tracks | None:
+        """What is applied, whoever did it; None if nothing is. Without a route the weights are 100 and 0.
+
+        Raises ClusterError, OverlayError (no such Deployments in the manifests), KubectlError,
+        ManifestsError (the overlay cannot be rendered).
+        """
+        documents = self._placed()
+        stable, canary = (self._api.get(_deployment(documents, name)) for name in _DEPLOYMENTS)
+        if stable is None:
+            return None
+        version = _version(stable)
+        if version is None:
+            raise ClusterError(
+                f"{label_of(stable)}: expected pods with a version in the label {_VERSION_LABEL}, got none"
+            )
+        route = _route(documents)
+        live = None if route is None else self._api.get(route)
+        weights = (100, 0) if live is None else _weights(live)
+        if canary is None:
+            return Tracks(version, None, 0, *weights)
+        return Tracks(version, _version(canary), canary["spec"].get("replicas", 1), *weights)
+
+    @contextmanager
+    def way_to(self, track: str) -> Iterator[str]:
+        """An address on this machine that leads to one of a track's pods, while the context lasts.
+
+        track: stable or canary. Raises ClusterError, and as `observe` does.
+        """
+        namespace = _deployment(self._placed(), STABLE_DEPLOYMENT)["metadata"]["namespace"]
+        service = {"stable": _STABLE_SERVICE, "canary": _CANARY_SERVICE}[track]
+        with port_forward(
+            service, namespace=namespace, context=self._context, timeout_s=self._timeout_s
+        ) as target:
+            yield target
+
+    def states(self) -> dict[str, TrackState]:
+        """Both tracks, by the name of their Deployment. Raises as `observe` does."""
+        documents = self._placed()
+        states = {}
+        for name in _DEPLOYMENTS:
+            document = _deployment(documents, name)
+            found = self._api.get(document)
+            if found is None:
+                states[name] = TrackState(None, False, "not there")
+                continue
+            done = progress(found)
+            troubles = () if done.ready else tuple(self._troubles(found))
+            states[name] = TrackState(_version(found), done.ready, done.text, troubles)
+        return states
+
+    def differences(self) -> list[str]:
+        """The objects that are not as the overlay says, such as "deployment/graftserve-stable".
+
+        Raises FieldConflictError and as `observe` does.
+        """
+        documents = self._rendered()
+        differ = []
+        for document in documents:
+            live = self._api.get(document)
+            if live is None or _meant(self._apply(document, dry_run=True)) != _meant(live):
+                differ.append(label_of(document))
+        return differ
 
     def settle(self, tracks: Tracks) -> None:
         """Apply the overlay, whose files say `tracks`, and wait until the pods of both tracks are ready.
 
         The server is asked first whether it would take all of it, so that a conflict changes nothing.
-        Raises ConflictError, NotReadyError, ClusterError, OverlayError (the files do not reach the
+        Raises FieldConflictError, NotReadyError, ClusterError, OverlayError (the files do not reach the
         manifests), KubectlError, ManifestsError (they cannot be rendered).
         """
-        found = deployments(render_folder(self._folder))
-        for name, version in ((STABLE_DEPLOYMENT, tracks.stable), (CANARY_DEPLOYMENT, tracks.canary)):
-            wanted = "" if version is None else str(version)
-            seen = found.get(name)
-            if seen is None or seen.version != wanted:
-                got = "no such Deployment" if seen is None else repr(seen.version)
-                raise OverlayError(
-                    f"{self._folder}: expected Deployment {name} with the label {_VERSION_LABEL} {wanted!r}, "
-                    f"got {got}: is component versions the last in its kustomization.yaml?"
-                )
-        self._listener(f"kubectl apply -k {self._folder}, by {FIELD_MANAGER}")
-        self._apply("--dry-run=server")
-        self._apply()
-        for name in (STABLE_DEPLOYMENT, CANARY_DEPLOYMENT):
-            self._wait(name, found[name].namespace)
+        documents = self._rendered()
+        _check_versions(self._folder, documents, tracks)
+        self._tell_once(f"apply {self._folder}, by {FIELD_MANAGER}")
+        self._try(documents)
+        route = _route(documents)
+        live = None if route is None else self._api.get(route)
+        loses = route is not None and live is not None and _share(route) <= _share(live)
+        others = [document for document in documents if document is not route]
+        for document in [route, *others] if route is not None and loses else others:
+            self._apply(document)
+        for name in _DEPLOYMENTS:
+            self._wait(_deployment(documents, name))
+        if route is not None and not loses:
+            self._apply(route)
 
-    def _apply(self, *options: str) -> None:
-        command = ["apply", "--server-side", f"--field-manager={FIELD_MANAGER}", *options]
-        done = self._kubectl([*command, "-k", str(self._folder)], self._timeout_s)
-        if done.returncode == 0:
-            return
-        said = _words(done)
-        if re.search(r"Apply failed with \d+ conflict", said):
-            remedy = "take the field out of the overlay, or let the other manager give it up"
-            if _CLIENT_SIDE in said:
-                remedy = (
-                    "the overlay was applied without --server-side: hand it over once with `kubectl "
-                    f"apply --server-side --field-manager={FIELD_MANAGER} --force-conflicts -k "
-                    f"{self._folder}`, if nobody else applies it"
-                )
-            raise ConflictError(
-                f"{self._folder}: another field manager owns what would change, and nothing is forced: "
-                f"{_NO_CONFLICT_HELP.sub('', said)}. To go on, {remedy}, and run this again"
-            )
-        raise ClusterError(f"kubectl apply -k {self._folder}: {said}")
+    def take_over(self) -> None:
+        """Make the fields ours that `kubectl apply` without --server-side owns, once.
 
-    def _wait(self, name: str, namespace: str) -> None:
-        self._listener(f"waiting for deployment/{name}")
-        where = [f"--namespace={namespace}"] if namespace else []
-        command = ["rollout", "status", f"deployment/{name}", *where]
-        timeout_s = ceil(self._ready_timeout_s)
-        done = self._kubectl([*command, f"--timeout={timeout_s}s"], timeout_s + _GRACE_S)
-        if done.returncode == 0:
-            return
-        said = _words(done)
-        if any(words in said for words in _NOT_READY):
-            track = name.removeprefix("graftserve-")
-            at = f" -n {namespace}" if namespace else ""
-            raise NotReadyError(
-                f"deployment/{name} is not ready within {timeout_s} s: {said}; see why with "
-                f"`kubectl{at} describe pods -l graftserve.dev/track={track}`",
-                name,
-            )
-        raise ClusterError(f"kubectl rollout status deployment/{name}: {said}")
+        Raises ConflictError (somebody changed an object meanwhile), ClusterError, and as `observe` does.
+        """
+        for document in self._rendered():
+            if self._api.disown(document, _CLIENT_SIDE):
+                self._tell_once(f"{label_of(document)}: taken over from {_CLIENT_SIDE}")
 
-    def _kubectl(self, command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    def _rendered(self) -> list[Document]:
+        """What the overlay says now."""
+        import yaml
+
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is not everywhere
+        text = render_folder(self._folder)
+        self._places = [document for document in yaml.load_all(text, loader) if document]
+        return self._places
+
+    def _placed(self) -> list[Document]:
+        """The same of names and namespaces alone, which no rollout changes."""
+        return self._places or self._rendered()
+
+    def _try(self, documents: Sequence[Document]) -> None:
+        """Without effect, except that namespaces must be there for what is in them: new ones are made."""
+        for document in documents:
+            if document["kind"] == "Namespace" and self._api.get(document) is None:
+                self._apply(document)
+        for document in documents:
+            self._apply(document, dry_run=True)
+
+    def _apply(self, document: Document, *, dry_run: bool = False) -> Document:
         try:
-            return subprocess.run(
-                [find_kubectl(), *command, *self._context],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=timeout_s,
+            return self._api.apply(document, dry_run=dry_run)
+        except FieldConflictError as error:
+            remedy = "take the field out of the overlay, or let the other manager give it up"
+            if error.managers == {_CLIENT_SIDE}:
+                remedy = (
+                    "hand the overlay over once, if nobody else applies it: `graftserve rollout apply "
+                    f"--overlay {self._folder} --take-over`"
+                )
+            raise FieldConflictError(
+                f"{error}: another field manager owns what would change, and nothing is forced. To go on, "
+                f"{remedy}, and run this again",
+                error.managers,
+            ) from error
+
+    def _wait(self, document: Document) -> None:
+        deadline = self._now() + self._ready_timeout_s
+        while True:
+            found = self._api.get(document)
+            if found is None:
+                raise ConflictError(
+                    f"{label_of(document)}: somebody else took it away while it was waited for"
+                )
+            done = progress(found)
+            if not done.ready and not done.failed and (left_s := deadline - self._now()) > 0:
+                self._waiting(document, "; ".join((done.text, *self._troubles(found))))
+                for state in self._api.changes(found, min(_WATCH_S, left_s)):
+                    done = progress(state)
+                    if done.ready or done.failed:
+                        break
+                    self._waiting(document, done.text)
+            if done.ready:
+                return
+            if done.failed or self._now() >= deadline:
+                raise self._not_ready(found, done)
+
+    def _waiting(self, document: Document, why: str) -> None:
+        self._tell_once(f"waiting for {label_of(document)}: {why}")
+
+    def _not_ready(self, deployment: Document, done: Progress) -> NotReadyError:
+        metadata = deployment["metadata"]
+        return NotReadyError(
+            f"{label_of(deployment)} is not ready within {self._ready_timeout_s:g} s: "
+            f"{'; '.join((done.text, *self._troubles(deployment)))}; see more with `kubectl -n "
+            f"{metadata['namespace']} describe pods -l {_selector(deployment)}`",
+            metadata["name"],
+        )
+
+    def _troubles(self, deployment: Document) -> list[str]:
+        return pod_troubles(self._api.pods(deployment["metadata"]["namespace"], _selector(deployment)))
+
+    def _tell_once(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            self._tell(text)
+
+
+def _check_versions(folder: Path, documents: Sequence[Document], tracks: Tracks) -> None:
+    for name, wanted in zip(_DEPLOYMENTS, (tracks.stable, tracks.canary), strict=True):
+        found = _version(_deployment(documents, name))
+        if found != wanted:
+            raise OverlayError(
+                f"{folder}: expected {_said(wanted)} in the label {_VERSION_LABEL} of {name}'s pods, got "
+                f"{_said(found)}: is component versions the last in its kustomization.yaml?"
             )
-        except subprocess.TimeoutExpired as error:
-            raise ClusterError(f"kubectl {' '.join(command[:2])}: no end after {timeout_s:g} s") from error
 
 
-def _words(done: subprocess.CompletedProcess[str]) -> str:
-    """What kubectl says went wrong; its last line on stdout where stderr is silent."""
-    said = _LOG_LINE.sub("", done.stderr).strip() or done.stdout.strip().rpartition("\n")[2]
-    return " ".join(said.removeprefix("error: ").split()) or f"exit status {done.returncode}"
+def _meant(document: Document) -> Document:
+    """An object without the books that the server keeps of it."""
+    metadata = {key: value for key, value in document["metadata"].items() if key in ("labels", "annotations")}
+    return {**document, "metadata": metadata, "status": None}
 
 
-def _value(text: str, key: str) -> str:
-    match = re.search(rf"^{re.escape(key)}: (.*)$", text, re.MULTILINE)
-    return "" if match is None else match[1].strip("\"'")
+def _deployment(documents: Sequence[Document], name: str) -> Document:
+    for document in documents:
+        if document["kind"] == "Deployment" and document["metadata"]["name"] == name:
+            return document
+    raise OverlayError(
+        f"expected a Deployment {name} in the overlay's manifests, got none: is its base ours?"
+    )
+
+
+def _route(documents: Sequence[Document]) -> Document | None:
+    return next((item for item in documents if (item["kind"], item["metadata"]["name"]) == _ROUTE), None)
+
+
+def _version(deployment: Document) -> int | None:
+    """What its pods serve, by their template: that is what `kubectl rollout undo` changes."""
+    labels = deployment["spec"]["template"]["metadata"].get("labels") or {}
+    value = str(labels.get(_VERSION_LABEL, ""))
+    return int(value) if value.isdecimal() else None
+
+
+def _weights(route: Document) -> tuple[int, int]:
+    """Of stable and canary, in the first rule that names both."""
+    for rule in route["spec"].get("rules") or ():
+        weights = {item["name"]: item.get("weight", 1) for item in rule.get("backendRefs") or ()}
+        if weights.keys() >= _SERVICES:
+            stable, canary = (int(weights[name]) for name in (_STABLE_SERVICE, _CANARY_SERVICE))
+            return stable, canary
+    return 100, 0
+
+
+def _share(route: Document) -> float:
+    """The canary's share of the calls, in [0, 1]."""
+    stable, canary = _weights(route)
+    return canary / (stable + canary) if stable + canary else 0.0
+
+
+def _selector(deployment: Document) -> str:
+    return ",".join(f"{key}={value}" for key, value in deployment["spec"]["selector"]["matchLabels"].items())
+
+
+def _said(version: int | None) -> str:
+    return "no version" if version is None else f"version {version}"

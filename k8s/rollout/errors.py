@@ -2,11 +2,12 @@
 
 RolloutError
 ├── ConflictError    somebody else changed what this rollout changes: nothing is overwritten
+│   └── FieldConflictError  a field that would change in the cluster belongs to another manager
 ├── BusyError        another process is at work on it: wait, or end that one
 ├── RefusedError     the server refuses a configuration; its own is as it was
 ├── ConfigFileError  the server's --model_config_file cannot be read, edited or written
 ├── OverlayError     an overlay's files cannot be read or written, or do not say what they must
-├── ClusterError     kubectl fails, in its own words
+├── ClusterError     the Kubernetes API does not answer, or refuses, in its own words
 │   └── NotReadyError  a Deployment's pods are not ready in time
 ├── JournalError     the record cannot be read or written, or holds no such rollout
 └── StuckError       no way on and none back; the record stays open, so that running again goes on
@@ -17,6 +18,7 @@ __all__ = [
     "ClusterError",
     "ConfigFileError",
     "ConflictError",
+    "FieldConflictError",
     "JournalError",
     "NotReadyError",
     "OverlayError",
@@ -31,7 +33,15 @@ class RolloutError(Exception):
 
 
 class ConflictError(RolloutError):
-    """The server or its configuration was changed by somebody else."""
+    """The server, the cluster or its configuration was changed by somebody else."""
+
+
+class FieldConflictError(ConflictError):
+    """Another field manager owns what would change. managers: the names of those."""
+
+    def __init__(self, message: str, managers: frozenset[str]) -> None:
+        super().__init__(message)
+        self.managers = managers
 
 
 class BusyError(RolloutError):
@@ -51,7 +61,7 @@ class OverlayError(RolloutError):
 
 
 class ClusterError(RolloutError):
-    """kubectl fails; what it was asked for may have been done in part, and asking again does the rest."""
+    """The cluster cannot be reached, or refuses; part of it may be done, and asking again does the rest."""
 
 
 class NotReadyError(ClusterError):

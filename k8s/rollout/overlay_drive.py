@@ -6,6 +6,7 @@ from the files each time: killed anywhere, another `run` goes on, and one after 
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from .cluster import CANARY_DEPLOYMENT
 from .drive import CheckError, decide, utc_now
@@ -16,10 +17,22 @@ from .overlay import CANARY_ENV, Overlay, Tracks
 from .overlay_plan import Share, changed_by_others, is_to_check, next_edit
 from .record import Decision, Outcome, Rollout
 
-__all__ = ["JOURNAL", "OverlayDriver", "decide_on_overlay"]
+__all__ = ["JOURNAL", "Applied", "OverlayDriver", "decide_on_overlay"]
 
 JOURNAL = "rollouts.json"
 """The journal's name in an overlay's folder. It is committed with the files: a revert takes both back."""
+
+
+class Applied(Protocol):
+    """Where the files are applied, such as a Cluster."""
+
+    def observe(self) -> Tracks | None:
+        """What is there now, whoever did it; None if nothing is."""
+        ...
+
+    def settle(self, tracks: Tracks) -> None:
+        """Make it as the files are, which say `tracks`, and wait until the pods are ready."""
+        ...
 
 
 def decide_on_overlay(overlay: Overlay, writer: JournalWriter, decision: Decision, reason: str) -> Rollout:
@@ -41,8 +54,7 @@ class OverlayDriver:
     check: sees whether the version's files are there and whole, and says what it looked at; raises
         CheckError. Asked before the version is on a track; None where nobody can tell.
     share: what the canary is to have.
-    settle: brings what the files say to the cluster and waits for it, as Cluster.settle does; None where
-        somebody else does that.
+    cluster: where what the files say is applied; None where somebody else does that.
     shadow: compares two versions (canary, stable) as `shadow.compare` does, and may raise CheckError, too;
         None where that is for later.
     listener: told each step in words.
@@ -55,7 +67,7 @@ class OverlayDriver:
         *,
         check: Callable[[int], str] | None = None,
         share: Share | None = None,
-        settle: Callable[[Tracks], None] | None = None,
+        cluster: Applied | None = None,
         shadow: Callable[[int, int], Report] | None = None,
         listener: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -63,7 +75,7 @@ class OverlayDriver:
         self._writer = writer
         self._check = check
         self._share = share or Share()
-        self._settle = settle
+        self._cluster = cluster
         self._shadow = shadow
         self._listener = listener
 
@@ -72,9 +84,9 @@ class OverlayDriver:
 
         A version that is missing or damaged is not begun with. A canary whose pods are not ready in time, or
         that does not pass the gate, is aborted.
-        Raises ConflictError (somebody else changed the files, or owns what is to be applied), NotReadyError
-        (of stable), ClusterError, OverlayError, JournalError, ClientError (nothing to compare with). The
-        journal stays as it is then, and another `run` goes on.
+        Raises ConflictError (somebody else changed the files or the cluster, or owns what is to be applied),
+        NotReadyError (of stable), ClusterError, OverlayError, JournalError, ClientError (nothing to compare
+        with). The journal stays as it is then, and another `run` goes on.
         """
         while True:
             rollout = self._writer.record.current
@@ -86,16 +98,28 @@ class OverlayDriver:
                     f"{rollout.title}: somebody else changed {self._overlay.folder}: {found}. Nothing is "
                     "overwritten: undo their change and run this again, or keep it with `abort --leave`"
                 )
+            live = None if self._cluster is None else self._cluster.observe()
+            if live is not None and (found := changed_by_others(rollout, live)):
+                raise ConflictError(
+                    f"{rollout.title}: somebody else changed the cluster: {found}. Nothing is overwritten: "
+                    f"if {self._overlay.folder} is right, `graftserve rollout apply` brings it there, and "
+                    "this goes on"
+                )
             if self._check is not None and is_to_check(rollout, tracks):
                 if (refused := self._checked(rollout, self._check)) is not None:
                     return refused
-            elif edit := next_edit(rollout, tracks, self._share):
-                if edit.file == CANARY_ENV and rollout.decision is Decision.PROMOTE and self._settle:
-                    self._settle(tracks)  # the canary keeps its calls until stable's pods can have them
+            elif edit := next_edit(rollout, tracks, self._share_now(rollout)):
+                if edit.file == CANARY_ENV and rollout.decision is Decision.PROMOTE and self._cluster:
+                    self._cluster.settle(tracks)  # the canary keeps its calls until stable's pods are ready
                 self._listener(str(edit))
                 self._overlay.write(edit)
             elif (done := self._files_are_right(rollout, tracks)) is not None:
                 return done
+
+    def _share_now(self, rollout: Rollout) -> Share:
+        """Calls are for a canary that is compared, where that is to come."""
+        is_to_compare = self._shadow is not None and rollout.gate is not None
+        return replace(self._share, weight=None) if is_to_compare else self._share
 
     def _checked(self, rollout: Rollout, check: Callable[[int], str]) -> Rollout | None:
         """None if it may go on; what is refused is over, since nothing was changed for it."""
@@ -116,9 +140,9 @@ class OverlayDriver:
 
     def _files_are_right(self, rollout: Rollout, tracks: Tracks) -> Rollout | None:
         """None if there is more to do."""
-        if self._settle is not None:
+        if self._cluster is not None:
             try:
-                self._settle(tracks)
+                self._cluster.settle(tracks)
             except NotReadyError as error:
                 if rollout.decision is not None or error.deployment != CANARY_DEPLOYMENT:
                     raise
@@ -129,7 +153,8 @@ class OverlayDriver:
             ended = replace(rollout, outcome=outcome, ended_at=utc_now())
             self._writer.end(ended)
             return ended
-        if rollout.gate is not None and rollout.previous is not None and self._shadow is not None:
+        gate = rollout.gate
+        if gate is not None and rollout.previous is not None and self._shadow is not None:
             self._listener(f"compare version {rollout.version} with version {rollout.previous}")
             try:
                 report = self._shadow(rollout.version, rollout.previous)
@@ -138,15 +163,18 @@ class OverlayDriver:
                 return None
             rollout = replace(rollout, report=report)
             self._writer.update(rollout)
-        if rollout.gate is not None:
+            self._shadow = None  # once in a run
+            if not gate.failures(report):
+                return None  # now it may have calls
+        if gate is not None:
             if rollout.report is None:
                 return rollout
-            if failures := rollout.gate.failures(rollout.report):
+            if failures := gate.failures(rollout.report):
                 self._decided(rollout, Decision.ABORT, "; ".join(failures))
                 return None
         if not rollout.auto:
             return rollout
-        reason = "not compared" if rollout.gate is None else "the gate is passed"
+        reason = "not compared" if gate is None else "the gate is passed"
         self._decided(rollout, Decision.PROMOTE, reason)
         return None
 

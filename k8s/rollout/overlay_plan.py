@@ -63,16 +63,16 @@ def next_edit(rollout: Rollout, tracks: Tracks, share: Share) -> Edit | None:
 
 
 def changed_by_others(rollout: Rollout, tracks: Tracks) -> str | None:
-    """What the files say that no step of this rollout has written; None if nothing.
+    """What the files, or the cluster, say that no step of this rollout has written; None if nothing.
 
     Replicas and weights are everybody's to change.
     """
     stables = {rollout.previous} if rollout.decision is None else {rollout.previous, rollout.version}
     if tracks.stable not in stables:
         expected = " or ".join(map(str, sorted(version for version in stables if version is not None)))
-        return f"{STABLE_ENV} says MODEL_VERSION={tracks.stable}, expected {expected}"
+        return f"stable is version {tracks.stable}, expected {expected}"
     if tracks.canary not in (None, rollout.version):
-        return f"{CANARY_ENV} says MODEL_VERSION={tracks.canary}, expected {rollout.version} or nothing"
+        return f"the canary is version {tracks.canary}, expected {rollout.version} or none"
     return None
 
 

@@ -16,17 +16,18 @@ OURS = "graftserve-rollout"
 
 
 class Api:
-    """The official client in one namespace of its own; answers are plain dictionaries."""
+    """The official client in one namespace, a new one unless it is named; answers are plain dictionaries."""
 
-    def __init__(self, config_path: Path, cache: Path) -> None:
+    def __init__(self, config_path: Path, cache: Path, namespace: str = "") -> None:
         settings = client.Configuration()
         settings.retries = urllib3.Retry(0, respect_retry_after_header=False)
         self._connection = config.new_client_from_config(
             str(config_path), client_configuration=settings, persist_config=False
         )
         self.dynamic = DynamicClient(self._connection, cache_file=str(cache))
-        self.namespace = f"test-{uuid.uuid4().hex[:8]}"
-        self.create(new_thing("Namespace", self.namespace), namespace=None)
+        self.namespace = namespace or f"test-{uuid.uuid4().hex[:8]}"
+        if not namespace:
+            self.create(new_thing("Namespace", self.namespace), namespace=None)
 
     def close(self) -> None:
         self._connection.close()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from graftserve.client import VersionState
+from graftserve.client.testing import FakeModel, FakeServer
 from graftserve.k8s.rollout import (
     Driver,
     Gate,
@@ -237,3 +238,35 @@ def api_config(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "real":
         return request.getfixturevalue("real_api").config_path
     return request.getfixturevalue("fake_api").kubeconfig(tmp_path / "fake.kubeconfig")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, photos: Any, encode: Any) -> Path:
+    """Eight pieces of photographs."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(8):
+        piece = photos[sorted(photos)[number % 3]][: 100 + number, :100]
+        (folder / f"{number}.jpg").write_bytes(encode(piece))
+    return folder
+
+
+def _server(version: int, label: Callable[[bytes], str]) -> FakeServer:
+    model = FakeModel("flowers", answer=label)
+    model.versions.clear()
+    model.set_version(version)
+    return FakeServer(model)
+
+
+def _good(image: bytes) -> str:
+    return ("daisy", "roses")[len(image) % 2]
+
+
+def _permuted(image: bytes) -> str:
+    return ("roses", "daisy")[len(image) % 2]
+
+
+@pytest.fixture
+def servers() -> Iterator[dict[str, FakeServer]]:
+    """Version 3; a good version 4; a version 4 with permuted labels."""
+    with _server(3, _good) as stable, _server(4, _good) as good, _server(4, _permuted) as permuted:
+        yield {"stable": stable, "good": good, "permuted": permuted}

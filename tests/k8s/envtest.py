@@ -55,6 +55,7 @@ class EnvTest:
         self.config_path = Path()
         self.etcd_url = ""
         self.version = ""
+        self.minor = 0
 
     def __enter__(self) -> "EnvTest":
         with ExitStack() as stack:
@@ -141,7 +142,8 @@ class EnvTest:
 
     def _install_kinds(self) -> None:
         with config.new_client_from_config(str(self.config_path)) as connection:
-            self.version = client.VersionApi(connection).get_code().git_version
+            code = client.VersionApi(connection).get_code()
+            self.version, self.minor = code.git_version, int(code.minor.rstrip("+") or 0)
             extensions = client.ApiextensionsV1Api(connection)
             for kind in KINDS:
                 if kind.custom:

@@ -1,36 +1,60 @@
-"""A kubectl without a cluster, for tests: it writes down what it is asked for, and answers as it is told.
+"""`kubectl port-forward` without a cluster, for tests: a relay to a server that stands for a Service's pods.
 
-    python fake_kubectl.py FOLDER ARGUMENT...
+    python fake_kubectl.py WAYS ARGUMENT...
 
-Each call adds a line of JSON to FOLDER/calls: its arguments, and stable.env and canary.env of the folder that
--k names as they are at that moment. FOLDER/answers holds a list of answers in JSON, each used once: the first
-whose `words` are all among the arguments says what is written to `stdout` and `stderr`, the exit status `rc`,
-and `sleep_s`, how long it takes. Without one the call succeeds.
+WAYS is a file of JSON: for each service/NAME the "host:port" that its calls go to, or {"stderr": ..., "rc":
+...}, or {"sleep_s": ...} to say nothing for a while. Each call adds its arguments to WAYS.calls, one line of
+JSON, and then "ended" when it is told to end.
 """
 
 import json
+import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
-    folder, arguments = Path(sys.argv[1]), sys.argv[2:]
-    call = {"arguments": arguments}
-    if "-k" in arguments:
-        overlay = Path(arguments[arguments.index("-k") + 1])
-        call |= {name: (overlay / name).read_text() for name in ("stable.env", "canary.env")}
-    with open(folder / "calls", "a") as file:
-        file.write(json.dumps(call) + "\n")
-    answers = json.loads((folder / "answers").read_text())
-    for index, answer in enumerate(answers):
-        if set(answer["words"]) <= set(arguments):
-            del answers[index]
-            (folder / "answers").write_text(json.dumps(answers))
-            time.sleep(answer.get("sleep_s", 0))
-            sys.stdout.write(answer.get("stdout", ""))
-            sys.stderr.write(answer.get("stderr", ""))
-            sys.exit(answer.get("rc", 0))
+    ways, arguments = Path(sys.argv[1]), sys.argv[2:]
+    calls = ways.with_name(f"{ways.name}.calls")
+    _add(calls, arguments)
+
+    def end(*_: Any) -> None:
+        _add(calls, "ended")
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    way = json.loads(ways.read_text())[arguments[1]]
+    if not isinstance(way, str):
+        time.sleep(way.get("sleep_s", 0))
+        sys.stderr.write(way.get("stderr", ""))
+        sys.exit(way.get("rc", 0))
+    listener = socket.create_server(("127.0.0.1", 0))
+    sys.stdout.write(f"Forwarding from 127.0.0.1:{listener.getsockname()[1]} -> 8500\n")
+    sys.stdout.flush()
+    host, _, port = way.rpartition(":")
+    while True:
+        here, _ = listener.accept()
+        there = socket.create_connection((host, int(port)))
+        for source, sink in ((here, there), (there, here)):
+            threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
+def _add(calls: Path, item: Any) -> None:
+    with calls.open("a") as file:
+        file.write(json.dumps(item) + "\n")
 
 
 if __name__ == "__main__":

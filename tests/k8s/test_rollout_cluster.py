@@ -1,56 +1,51 @@
-"""`graftserve rollout --overlay --apply`: what kubectl is asked for, and what becomes of its answers."""
+"""`graftserve rollout` on a cluster: the fake API server and, where there is one, a real one."""
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from graftserve.cli.app import _run
-from graftserve.k8s.manifests import copy_manifests
+from graftserve.client.testing import FakeServer
+from graftserve.k8s.manifests import copy_manifests, overlays
 from graftserve.k8s.render import KubectlError, find_kubectl, render_folder
-from graftserve.k8s.rollout import Cluster, ClusterError, NotReadyError, OverlayError, Tracks
+from graftserve.k8s.rollout import Cluster, ClusterError, NotReadyError, OverlayError, Tracks, forwarding
+from graftserve.k8s.rollout import api as api_module
 from graftserve.k8s.rollout import cluster as cluster_module
+from tests.k8s.api_client import Api
+from tests.k8s.controllers import Controllers
+from tests.k8s.fake_api import FakeApi, Fault, Request
+from tests.k8s.small_overlay import copy_small_overlay
 
-APPLY = ["apply", "--server-side", "--field-manager=graftserve-rollout"]
-CONFLICT = """\
-error: Apply failed with 1 conflict: conflict with "kubectl-edit" using apps/v1: .spec.replicas
-Please review the fields above--they currently have other managers. Here
-are the ways you can resolve this warning:
-* If you intend to manage all of these fields, please re-run the apply
-  command with the `--force-conflicts` flag.
-"""
-TIMED_OUT = {
-    "stdout": 'Waiting for deployment "graftserve" rollout to finish: 0 of 1 updated replicas are ready\n',
-    "stderr": "error: timed out waiting for the condition\n",
-    "rc": 1,
+PULL_FAILS = {
+    "phase": "Pending",
+    "initContainerStatuses": [
+        {
+            "name": "pull",
+            "image": "graftserve",
+            "imageID": "",
+            "ready": False,
+            "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+            "lastState": {
+                "terminated": {"exitCode": 1, "reason": "Error", "message": "pulling\nError: a wrong sum\n"}
+            },
+        }
+    ],
 }
-GONE = {
-    "stderr": "The connection to the server 127.0.0.1:6443 was refused - did you specify the right host?\n",
-    "rc": 1,
-}
+START = ("start", "--version", "4", "--skip-comparison")
+BAD = ("start", "--version", "9", "--skip-comparison", "--load-timeout-s", "1")
 
-
-@dataclass
-class Kubectl:
-    """The fake, and the folder that it keeps its books in."""
-
-    folder: Path
-
-    def answer(self, *answers: dict[str, Any]) -> None:
-        (self.folder / "answers").write_text(json.dumps(answers))
-
-    def calls(self) -> list[dict[str, Any]]:
-        """Those since the last time."""
-        path = self.folder / "calls"
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return [json.loads(line) for line in lines]
-
-
+Rollout = Callable[..., tuple[int, str, str]]
 _rendered: dict[tuple[str, ...], str] = {}
 
 
@@ -63,252 +58,663 @@ def _render_once(folder: Path) -> str:
     return _rendered[key]
 
 
-@pytest.fixture
-def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubectl:
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     try:
         find_kubectl()  # renders
     except KubectlError as error:
         pytest.skip(str(error))
-    folder = tmp_path / "fake"
-    folder.mkdir()
-    script = Path(__file__).with_name("fake_kubectl.py")
-    executable = folder / "kubectl"
-    executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{script}" "{folder}" "$@"\n')
-    executable.chmod(0o755)
-    monkeypatch.setattr(cluster_module, "find_kubectl", lambda: executable)
     monkeypatch.setattr(cluster_module, "render_folder", _render_once)
-    fake = Kubectl(folder)
-    fake.answer()
-    return fake
-
-
-@pytest.fixture
-def overlay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of staging with version 3."""
+    monkeypatch.setattr(api_module, "_PAUSE_S", 0.01)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    folder = copy_manifests("staging", tmp_path / "deploy")
-    path = folder / "stable.env"
-    text = path.read_text().replace("MODEL_VERSION=1", "MODEL_VERSION=3")
-    path.write_text(text.replace("s3://models/flowers", "/source/flowers"))  # not on this machine
-    return folder
 
 
 @pytest.fixture
-def rollout(
-    overlay: Path, kubectl: Kubectl, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """rollout(command, *args) -> (exit status, stdout, stderr), with --overlay and --apply."""
+def namespace() -> str:
+    return f"flowers-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def overlay(tmp_path: Path, namespace: str) -> Path:
+    return copy_small_overlay(tmp_path / "deploy", namespace)
+
+
+@pytest.fixture
+def config(api_config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kubeconfig, of the fake and of the real one in turn, where commands look for it."""
+    monkeypatch.setenv("KUBECONFIG", str(api_config))
+    return api_config
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    """The fake alone, for what only it can do; its pods are ready at once."""
+    with FakeApi(ready=True) as api:
+        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "fake.kubeconfig")))
+        yield api
+
+
+@pytest.fixture
+def nodes(config: Path, namespace: str) -> Iterator[None]:
+    """Pods become ready, but those of version 9."""
+    with Controllers(config, namespace, {9: PULL_FAILS}):
+        yield
+
+
+@pytest.fixture
+def rollout(overlay: Path, capfd: pytest.CaptureFixture[str]) -> Rollout:
+    """rollout(command, *args) -> (exit status, stdout, stderr), on the overlay, which is applied."""
 
     def rollout(command: str, *args: str) -> tuple[int, str, str]:
-        status = _run(["rollout", command, "--overlay", str(overlay), "--apply", *args])
+        apply = () if command in ("apply", "status") else ("--apply",)
+        status = _run(["rollout", command, "--overlay", str(overlay), *apply, *args])
         captured = capfd.readouterr()
         return status, captured.out, captured.err
 
     return rollout
 
 
-START = ("start", "--version", "4", "--skip-comparison")
+def _tracks(overlay: Path) -> Tracks | None:
+    with Cluster(overlay) as cluster:
+        return cluster.observe()
 
 
-def _versions(call: dict[str, Any]) -> tuple[str, str]:
-    """What a call found in the two files."""
-    lines = [
-        next(line for line in call[name].splitlines() if line.startswith("MODEL_VERSION="))
-        for name in ("stable.env", "canary.env")
-    ]
-    return lines[0].partition("=")[2], lines[1].partition("=")[2]
+def test_from_nothing_to_a_new_version_and_back(rollout: Rollout, overlay: Path, nodes: None) -> None:
+    assert _tracks(overlay) is None
+    status, out, err = rollout("apply")
+    assert (status, out) == (0, f"stable     version 3\ncanary     none\napplied {overlay}\n"), err
+    assert _tracks(overlay) == Tracks(3)
 
-
-def _applied(calls: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What was applied, trials left out."""
-    return [
-        _versions(call)
-        for call in calls
-        if call["arguments"][0] == "apply" and "--dry-run=server" not in call["arguments"]
-    ]
-
-
-def _canary_rollout(**answer: Any) -> dict[str, Any]:
-    return {"words": ["status", "deployment/graftserve-canary"], **answer}
-
-
-def _stable_rollout(**answer: Any) -> dict[str, Any]:
-    return {"words": ["status", "deployment/graftserve-stable"], **answer}
-
-
-def test_start_applies_and_waits_for_both_tracks(rollout, kubectl, overlay) -> None:
-    status, out, err = rollout(*START, "--context", "prod", "--load-timeout-s", "90")
+    status, out, err = rollout(*START, "--weight", "20")
     assert status == 0, err
     assert out.endswith(f"applied {overlay}\n")
-    where = ["--namespace=graftserve-staging", "--timeout=90s", "--context=prod"]
-    calls = kubectl.calls()
-    assert [call["arguments"] for call in calls] == [
-        [*APPLY, "--dry-run=server", "-k", str(overlay), "--context=prod"],
-        [*APPLY, "-k", str(overlay), "--context=prod"],
-        ["rollout", "status", "deployment/graftserve-stable", *where],
-        ["rollout", "status", "deployment/graftserve-canary", *where],
-    ]
-    assert _applied(calls) == [("3", "4")]
-    assert not any("force" in argument for call in calls for argument in call["arguments"])
+    assert _tracks(overlay) == Tracks(3, 4, 1, 80, 20)
+    assert rollout(*START, "--weight", "50")[0] == 0
+    assert _tracks(overlay) == Tracks(3, 4, 1, 50, 50)
 
-
-def test_promote_keeps_the_canary_until_stable_is_ready(rollout, kubectl) -> None:
-    rollout(*START)
-    kubectl.calls()
     status, out, _ = rollout("promote")
     assert status == 0
     assert "rollout 1 (version 3 to 4) promoted" in out
-    calls = kubectl.calls()
-    assert _applied(calls) == [("4", "4"), ("4", "")]
-    first_wait = next(index for index, call in enumerate(calls) if call["arguments"][0] == "rollout")
-    second_apply = max(index for index, call in enumerate(calls) if call["arguments"][0] == "apply")
-    assert first_wait < second_apply
+    assert _tracks(overlay) == Tracks(4)
     assert rollout("undo")[0] == 0
-    assert _applied(kubectl.calls()) == [("3", "")]
+    assert _tracks(overlay) == Tracks(3)
 
 
-def test_without_apply_kubectl_is_not_called(kubectl, overlay, capfd) -> None:
-    assert _run(["rollout", *START, "--overlay", str(overlay)]) == 0
-    assert f"apply it: kubectl apply -k {overlay}\n" in capfd.readouterr().out
-    assert kubectl.calls() == []
+def test_the_first_rollout_may_be_the_installation(rollout: Rollout, overlay: Path, nodes: None) -> None:
+    assert rollout(*START, "--auto")[0] == 0
+    assert _tracks(overlay) == Tracks(4)
 
 
-@pytest.mark.parametrize("trial", [True, False])
-def test_a_conflict_is_reported_and_nothing_forced(rollout, kubectl, overlay, trial: bool) -> None:
-    words = ["apply", "--dry-run=server"] if trial else ["apply"]
-    answers = [{"words": words, "stderr": CONFLICT, "rc": 1}]
-    kubectl.answer(*([] if trial else [{"words": ["--dry-run=server"]}]), *answers)
-    status, out, err = rollout(*START)
+def test_a_canary_that_does_not_become_ready_is_taken_away(
+    rollout: Rollout, overlay: Path, nodes: None
+) -> None:
+    rollout("apply")
+    status, out, err = rollout(*BAD, "--weight", "20")
+    assert status == 1
+    why = "1 pod: container pull waits: CrashLoopBackOff: back-off 40s (exit status 1: Error: a wrong sum)"
+    assert f"graftserve-canary is not ready within 1 s: 0 of 1 pod ready; {why}; see more with" in out
+    assert why in err
+    assert _tracks(overlay) == Tracks(3)
+
+
+def test_a_stable_track_that_does_not_become_ready_leaves_both_ways_open(
+    rollout: Rollout, overlay: Path, nodes: None
+) -> None:
+    rollout("apply")
+    path = overlay / "stable.env"
+    path.write_text(path.read_text().replace("MODEL_VERSION=3", "MODEL_VERSION=9"))
+    status, out, err = rollout("apply", "--load-timeout-s", "1")
     assert (status, out) == (1, "")
-    assert 'conflict with "kubectl-edit" using apps/v1: .spec.replicas. To go on, take the field out' in err
-    assert "and nothing is forced" in err
-    assert "--force-conflicts" not in err
-    calls = kubectl.calls()
-    assert len(_applied(calls)) == (0 if trial else 1)
-    assert calls[-1]["arguments"][0] == "apply"
+    assert "deployment/graftserve-stable is not ready within 1 s: 0 of 1 pod ready; 1 pod: container" in err
 
-    assert rollout("promote")[0] == 0  # the other writer gave it up, and the rollout was still open
-    assert _applied(kubectl.calls()) == [("4", "4"), ("4", "")]
+    status, out, _ = rollout("status", "--cluster")
+    assert status == 1
+    assert "graftserve-stable  version 9, 0 of 1 pod ready\n    1 pod: container pull waits: Crash" in out
+    status, out, _ = rollout("status", "--cluster", "--json")
+    assert status == 1
+    cluster = json.loads(out)["cluster"]
+    assert cluster["differ"] == []
+    assert cluster["deployments"]["graftserve-canary"] | {"text": ""} == {
+        "version": None,
+        "ready": True,
+        "text": "",
+        "troubles": [],
+    }
 
 
-def test_what_plain_apply_owns_is_handed_over_by_people(rollout, kubectl, overlay) -> None:
-    said = (
-        'error: Apply failed with 2 conflicts: conflicts with "kubectl-client-side-apply" using apps/v1:\n'
-        "- .metadata.labels.graftserve.dev/version\n- .spec.replicas\n"
-    )
-    kubectl.answer({"words": ["--dry-run=server"], "stderr": said, "rc": 1})
+def test_what_others_own_is_left_to_them(
+    rollout: Rollout, overlay: Path, namespace: str, config: Path, nodes: None, tmp_path: Path
+) -> None:
+    rollout("apply")
+    api = Api(config, tmp_path / "discovery", namespace)
+    before = api.get("Deployment", "graftserve-canary")
+    template = {"spec": {"template": {"metadata": {"labels": {"graftserve.dev/version": "7"}}}}}
+    api.patch("Deployment", "graftserve-canary", template)
+    edited = api.get("Deployment", "graftserve-canary")
+    assert edited["metadata"]["generation"] == before["metadata"]["generation"] + 1
+
+    status, out, err = rollout("apply")
+    assert (status, out) == (1, "")
+    assert 'apply deployment/graftserve-canary: conflict with "kubectl-edit" using apps/v1' in err
+    assert ".spec.template.metadata.labels.graftserve.dev/version" in err
+    assert "nothing is forced. To go on, take the field out of the overlay, or let the other" in err
+    assert "--take-over" not in err
+    assert _tracks(overlay) == Tracks(3, 7, 0)
+    status, _, err = rollout("apply", "--take-over")  # from kubectl apply, not from kubectl edit
+    assert status == 1
+    assert 'conflict with "kubectl-edit"' in err
+
+
+def test_what_plain_apply_owns_is_handed_over_once(
+    rollout: Rollout, overlay: Path, namespace: str, config: Path, nodes: None, tmp_path: Path
+) -> None:
+    kubectl = [find_kubectl(), "--kubeconfig", config, "apply", "--validate=false"]
+    subprocess.run([*kubectl, "-k", overlay], check=True, capture_output=True)
     status, _, err = rollout(*START)
     assert status == 1
+    assert 'conflict with "kubectl-client-side-apply"' in err
+    assert "To go on, hand the overlay over once, if nobody else applies it: `graftserve rollout apply" in err
+    assert _tracks(overlay) == Tracks(3)
+
+    status, _, err = rollout("apply", "--take-over")
+    assert status == 0, err
+    assert "deployment/graftserve-canary: taken over from kubectl-client-side-apply" in err
+    assert _tracks(overlay) == Tracks(3, 4, 1)  # as its files are
+    api = Api(config, tmp_path / "discovery", namespace)
+    metadata = api.get("Deployment", "graftserve-canary")["metadata"]
+    assert "kubectl.kubernetes.io/last-applied-configuration" not in metadata.get("annotations", {})
+    assert rollout("promote")[0] == 0
+    assert _tracks(overlay) == Tracks(4)
+    assert "deployment/graftserve-canary: taken over" not in rollout("apply", "--take-over")[2]
+
+
+def test_somebody_elses_version_is_not_overwritten(
+    rollout: Rollout, overlay: Path, namespace: str, config: Path, nodes: None, tmp_path: Path
+) -> None:
+    """Such as `kubectl rollout undo`, or a rollout from another checkout, whose field manager is the same."""
+    rollout("apply")
+    other = copy_small_overlay(tmp_path / "other", namespace)
     assert (
-        "- .metadata.labels.graftserve.dev/version - .spec.replicas. To go on, the overlay was applied" in err
+        _run(["rollout", "start", "--overlay", str(other), "--apply", *BAD[1:2], "5", "--skip-comparison"])
+        == 0
     )
-    assert f"--field-manager=graftserve-rollout --force-conflicts -k {overlay}`" in err
-    assert not any("--force-conflicts" in call["arguments"] for call in kubectl.calls())
-
-
-def test_libraries_log_lines_are_left_out(rollout, kubectl) -> None:
-    said = 'E1127 08:03:58.066837   20915 memcache.go:381] "Couldn\'t get API group list"\n' + GONE["stderr"]
-    kubectl.answer({"words": ["--dry-run=server"], "stderr": said, "rc": 1})
     status, _, err = rollout(*START)
     assert status == 1
-    assert "overlays/staging: The connection" in err
-    assert "memcache" not in err
+    assert "rollout 1 (version 3 to 4): somebody else changed the cluster: the canary is version 5" in err
+    assert _tracks(overlay) == Tracks(3, 5, 1)
+    assert "MODEL_VERSION=\n" in (overlay / "canary.env").read_text()
+    status, out, _ = rollout("status", "--cluster")
+    assert status == 1
+    assert "not as the files say: " in out
+    assert "deployment/graftserve-canary" in out
+
+    assert rollout("apply")[0] == 0  # this overlay is right
+    assert rollout(*START)[0] == 0
+    assert _tracks(overlay) == Tracks(3, 4, 1)
+    assert rollout("status", "--cluster")[0] == 0
+
+
+def _is_apply(request: Request) -> bool:
+    return request.is_apply and not request.is_dry_run
+
+
+def _applied(fake: FakeApi, *kinds: str) -> list[str]:
+    """What was applied, in order, trials left out: "deployments/graftserve-stable" and the like."""
+    paths = ["/".join(request.path.split("/")[-2:]) for request in fake.requests if _is_apply(request)]
+    return [path for path in paths if path.split("/")[0] in kinds]
+
+
+def test_calls_are_given_to_pods_that_are_ready_and_taken_from_those_that_go(
+    rollout: Rollout, fake: FakeApi
+) -> None:
+    rollout("apply")
+    pods = ["deployments/graftserve-canary", "deployments/graftserve-stable"]
+    route = ["grpcroutes/graftserve"]
+    for command, expected in (
+        ((*START, "--weight", "20"), pods + route),
+        ((*START, "--weight", "50"), pods + route),
+        ((*START, "--weight", "10"), route + pods),
+        (("promote",), route + pods + route + pods),
+    ):
+        fake.requests.clear()
+        assert rollout(*command)[0] == 0
+        assert _applied(fake, "deployments", "grpcroutes") == expected, command
+
+
+def test_a_conflict_changes_nothing(rollout: Rollout, fake: FakeApi, namespace: str) -> None:
+    rollout("apply")
+    fake.edit("Deployment", "graftserve-stable", namespace, {"spec": {"progressDeadlineSeconds": 7}})
+    fake.requests.clear()
+    assert rollout(*START)[0] == 1
+    assert [request for request in fake.requests if _is_apply(request)] == []
+    fake.edit("Deployment", "graftserve-stable", namespace, {"spec": {"progressDeadlineSeconds": 1200}})
+    assert rollout(*START)[0] == 0
+
+
+def test_a_cluster_that_lacks_a_kind_is_not_touched(
+    overlay: Path, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeApi(without={"gateway.networking.k8s.io"}, ready=True) as fake:
+        monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path / "config")))
+        with Cluster(overlay) as cluster, pytest.raises(ClusterError) as caught:
+            cluster.settle(Tracks(3))
+    assert str(caught.value).startswith(
+        "grpcroute/graftserve: the cluster knows no GRPCRoute of gateway.networking.k8s.io/v1: install what"
+    )
+    assert [request.path for request in fake.requests if _is_apply(request)] == [
+        f"/api/v1/namespaces/{namespace}"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["throttle", "unavailable", "drop_before", "drop_after"])
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+def test_what_passes_is_waited_for(
+    rollout: Rollout, fake: FakeApi, overlay: Path, kind: Any, method: str
+) -> None:
+    rollout("apply")
+    fault = fake.fail(Fault(kind, method=method, path="/deployments/", times=3))
+    status, _, err = rollout(*START, "--auto")
+    assert status == 0, err
+    assert fault.hits == 3
+    assert "waiting for the API server: " in err
+    assert _tracks(overlay) == Tracks(4)
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("kind", "said"),
     [
-        TIMED_OUT,
-        {"stderr": 'error: deployment "graftserve-canary" exceeded its progress deadline\n', "rc": 1},
+        ("forbidden", "deployments.apps"),
+        ("unauthorized", "Unauthorized"),
+        ("internal", "apply deployment/graftserve-canary: "),
     ],
 )
-def test_a_canary_that_is_not_ready_is_taken_away(rollout, kubectl, said: dict[str, Any]) -> None:
-    kubectl.answer(_canary_rollout(**said))
-    status, out, _ = rollout(*START, "--load-timeout-s", "7")
-    assert status == 1
-    reason = said["stderr"].strip().removeprefix("error: ")
-    assert f"aborted: deployment/graftserve-canary is not ready within 7 s: {reason}; see why with" in out
-    assert "kubectl -n graftserve-staging describe pods -l graftserve.dev/track=canary" in out
-    assert _applied(kubectl.calls()) == [("3", "4"), ("3", "")]
+def test_what_does_not_pass_ends_the_run(
+    rollout: Rollout, fake: FakeApi, overlay: Path, kind: Any, said: str
+) -> None:
+    rollout("apply")
+    fault = fake.fail(Fault(kind, method="PATCH", path="/deployments/", times=None))
+    status, out, err = rollout(*START)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert fault.hits == 1
+    fake.mend()
+    assert rollout(*START)[0] == 0
+    assert _tracks(overlay) == Tracks(3, 4, 1)
 
 
-def test_a_stable_track_that_is_not_ready_leaves_both_ways_open(rollout, kubectl) -> None:
+def test_a_reading_that_fails_is_tried_again(rollout: Rollout, fake: FakeApi) -> None:
+    rollout("apply")
+    fault = fake.fail(Fault("internal", method="GET", path="/deployments/", times=2))
+    assert rollout(*START)[0] == 0
+    assert fault.hits == 2
+
+
+def test_an_api_server_that_stays_away_ends_the_run_not_the_rollout(
+    rollout: Rollout, fake: FakeApi, overlay: Path
+) -> None:
+    rollout("apply")
     rollout(*START)
-    kubectl.calls()
-    for _ in range(2):
-        kubectl.answer(_stable_rollout(**TIMED_OUT))
-        status, out, err = rollout("promote")
-        assert (status, out) == (1, "")
-        assert "deployment/graftserve-stable is not ready within 600 s" in err
-        assert _applied(kubectl.calls()) == [("4", "4")]  # the canary still has its calls
-    status, out, _ = rollout("abort", "-m", "does not start")
-    assert status == 0
-    assert "aborted: does not start" in out
-    assert _applied(kubectl.calls()) == [("3", "")]
-
-
-def test_stable_pods_in_trouble_are_not_the_canarys_fault(rollout, kubectl) -> None:
-    kubectl.answer(_stable_rollout(**TIMED_OUT))
-    status, _, err = rollout(*START)
+    fake.stop()
+    status, out, err = rollout("promote", "--patience-s", "0.2")
+    assert (status, out) == (1, "")
+    assert f"no answer from the API server for 0.2 s: {fake.url}: Connection refused; run this again" in err
+    fake.start()
+    assert rollout("promote")[0] == 0
+    assert _tracks(overlay) == Tracks(4)
+    fake.fail(Fault("hang", path="/deployments/graftserve-stable", times=None))
+    status, _, err = rollout("undo", "--timeout-s", "0.2", "--patience-s", "0.3")
     assert status == 1
-    assert "deployment/graftserve-stable is not ready" in err
-    assert _applied(kubectl.calls()) == [("3", "4")]
-    status, _, err = rollout(*START)
-    assert status == 0
-    assert "going on with rollout 1" in err
+    assert "timed out" in err
+    fake.mend()
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], None]:
+    """kill_at(n, is_done): the n-th request from now on, done or not, is the last; none for 0."""
+    original = api_module.KubernetesApi._ask
+    left, done = 0, False
+
+    def ask(self: Any, *args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        result = None if left == 0 and not done else original(self, *args)
+        if left == 0:
+            raise KilledError
+        return result
+
+    def kill_at(point: int, is_done: bool) -> None:
+        nonlocal left, done
+        left, done = point, is_done
+
+    monkeypatch.setattr(api_module.KubernetesApi, "_ask", ask)
+    return kill_at
+
+
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize(
+    ("command", "before", "end"),
+    [
+        ("start", (), Tracks(3, 4, 1, 80, 20)),
+        ("promote", ("start",), Tracks(4)),
+        ("abort", ("start",), Tracks(3)),
+        ("undo", ("start", "promote"), Tracks(3)),
+    ],
+)
+def test_killed_at_any_request_it_goes_on_or_back(
+    rollout: Rollout,
+    fake: FakeApi,
+    overlay: Path,
+    kill_at: Callable[[int, bool], None],
+    command: str,
+    before: tuple[str, ...],
+    end: Tracks,
+    is_done: bool,
+    stride: int,
+) -> None:
+    def run(name: str) -> int:
+        return rollout(name, *((*START[1:], "--weight", "20") if name == "start" else ()))[0]
+
+    rollout("apply")
+    points = 0
+    for point in count(1, stride):
+        for earlier in before:
+            assert run(earlier) == 0
+        kill_at(point, is_done)
+        try:
+            run(command)
+        except KilledError:
+            points += 1
+            kill_at(0, False)
+            way = "abort" if command == "start" and points % 2 else command
+            assert run(way) == 0, point
+            assert _tracks(overlay) == (end if way == command else Tracks(3)), point
+        else:  # it has fewer requests
+            kill_at(0, False)
+            assert _tracks(overlay) == end
+            break
+        for name in {Tracks(4): ("undo",), Tracks(3): ()}.get(_tracks(overlay), ("abort",)):
+            assert run(name) == 0
+    assert points * stride > 20
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["--dry-run=server"], ["apply"], ["deployment/graftserve-stable"], ["deployment/graftserve-canary"]],
+    "fault",
+    [
+        Fault("drop_watch", times=3),
+        Fault("drop_watch", after_events=1, mid_line=True, times=3),
+        Fault("gone", times=3),
+        Fault("unavailable", when=lambda request: request.is_watch, times=3),
+    ],
+    ids=["dropped", "in a line", "gone", "refused"],
 )
-@pytest.mark.parametrize("command", ["start", "promote", "abort", "undo"])
-def test_an_api_server_that_goes_away_anywhere_ends_the_run_not_the_rollout(
-    rollout, kubectl, overlay, command: str, words: list[str]
+def test_a_watch_that_ends_is_begun_anew(
+    overlay: Path,
+    fake_api: FakeApi,
+    namespace: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
 ) -> None:
-    arguments = START[1:] if command == "start" else ()
-    if command in ("promote", "abort"):
-        rollout(*START)
-    elif command == "undo":
-        rollout(*START, "--auto")
-    # Once it has said yes to the trial, where that is not what it is asked.
-    trial = [] if words != ["apply"] else [{"words": ["--dry-run=server"]}]
-    kubectl.answer(*trial, {"words": words, **GONE})
-    status, out, err = rollout(command, *arguments)
-    assert (status, out) == (1, "")
-    assert "The connection to the server 127.0.0.1:6443 was refused" in err
-    kubectl.calls()
-    assert rollout(command, *arguments)[0] == 0
-    last = _applied(kubectl.calls())[-1]
-    assert last == {"start": ("3", "4"), "promote": ("4", ""), "abort": ("3", ""), "undo": ("3", "")}[command]
+    config = fake_api.kubeconfig(tmp_path / "fake.kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    fault = fake_api.fail(replace(fault))
+    with Cluster(overlay) as cluster, ThreadPoolExecutor() as pool:
+        settled = pool.submit(cluster.settle, Tracks(3))
+        assert fault.hit.wait(30)
+        deadline = time.monotonic() + 30
+        while fault.hits < 3:
+            assert time.monotonic() < deadline
+            label = {"metadata": {"labels": {"edited": str(time.monotonic_ns())}}}  # an event
+            fake_api.edit("Deployment", "graftserve-stable", namespace, label)
+        with Controllers(config, namespace):
+            settled.result(30)
+        assert cluster.observe() == Tracks(3)
 
 
-def test_kubectl_that_hangs_is_ended(kubectl, overlay, monkeypatch) -> None:
-    kubectl.answer({"words": ["--dry-run=server"], "sleep_s": 600})
-    cluster = Cluster(overlay, timeout_s=0.5)
-    with pytest.raises(ClusterError, match=r"kubectl apply --server-side: no end after 0\.5 s"):
-        cluster.settle(Tracks(3))
-    monkeypatch.setattr(cluster_module, "_GRACE_S", -0.5)
-    kubectl.answer(_stable_rollout(sleep_s=600))
-    with pytest.raises(ClusterError, match="kubectl rollout status: no end after") as caught:
-        Cluster(overlay, ready_timeout_s=1).settle(Tracks(3))
-    assert not isinstance(caught.value, NotReadyError)
+def test_history_that_is_forgotten_is_read_anew(
+    overlay: Path, fake_api: FakeApi, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compaction between the look at a Deployment and the watch of it."""
+    config = fake_api.kubeconfig(tmp_path / "fake.kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    original = api_module.KubernetesApi.changes
+    forgotten = 0
+
+    def changes(self: Any, document: dict[str, Any], timeout_s: float) -> Any:
+        nonlocal forgotten
+        if forgotten < 2:
+            label = {"metadata": {"labels": {"edited": str(forgotten)}}}
+            fake_api.edit("Deployment", document["metadata"]["name"], namespace, label)
+            fake_api.compact()
+            forgotten += 1
+        return original(self, document, timeout_s)
+
+    monkeypatch.setattr(api_module.KubernetesApi, "changes", changes)
+    with Cluster(overlay) as cluster, ThreadPoolExecutor() as pool:
+        settled = pool.submit(cluster.settle, Tracks(3))
+        deadline = time.monotonic() + 30
+        while forgotten < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with Controllers(config, namespace):
+            settled.result(30)
+    assert forgotten == 2
 
 
-def test_files_that_do_not_reach_the_manifests_are_not_applied(kubectl, overlay) -> None:
+@pytest.mark.parametrize("name", sorted(overlays()))
+def test_whole_overlays_are_taken(
+    name: str, config: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if config.name != "fake.kubeconfig" and request.getfixturevalue("real_api").minor < 30:
+        pytest.skip("this API server is older than the manifests' fields")
+    folder = copy_manifests(name, tmp_path / "deploy")
+    with Cluster(folder, ready_timeout_s=0.1) as cluster:
+        with pytest.raises(NotReadyError, match="deployment/graftserve-stable is not ready within"):
+            cluster.settle(Tracks(1))
+        assert set(cluster.differences()) <= {"grpcroute/graftserve"}  # it is for pods that are ready
+
+
+def test_the_way_to_the_cluster_is_missing(
+    rollout: Rollout, overlay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    status, _, err = rollout("apply")
+    assert status == 1
+    assert f"{tmp_path / 'none'}: expected a kubeconfig, found none" in err
+    for text in ("no kubeconfig", "- a", "{", "clusters: 3"):
+        (tmp_path / "none").write_text(text)
+        status, _, err = rollout("apply")
+        assert status == 1, text
+        assert "not a kubeconfig that can be used" in err
+    with FakeApi() as fake:
+        fake.kubeconfig(tmp_path / "none")
+        status, _, err = rollout("apply", "--context", "prod")
+    assert status == 1
+    assert "prod" in err
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    status, _, err = rollout("apply")
+    assert status == 1
+    assert "pip install 'graftserve[k8s]'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["start", "--version", "4", "--context", "prod"], "--context belongs to --apply"),
+        (["status", "--context", "prod"], "--context belongs to --cluster"),
+        (
+            ["start", "--version", "4", "--images", "."],
+            "--images needs --target-stable and --target-canary, or",
+        ),
+    ],
+)
+def test_options_that_need_each_other(
+    overlay: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert _run(["rollout", arguments[0], "--overlay", str(overlay), *arguments[1:]]) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_apply_and_cluster_are_for_overlays(capfd: pytest.CaptureFixture[str]) -> None:
+    assert _run(["rollout", "status", "--model", "flowers", "--cluster"]) == 2
+    assert "--cluster belongs to --overlay" in capfd.readouterr().err
+    assert _run(["rollout", "apply"]) == 2
+    assert "Missing option '--overlay'" in capfd.readouterr().err
+
+
+def test_files_that_do_not_reach_the_manifests_are_not_applied(fake: FakeApi, overlay: Path) -> None:
     path = overlay / "kustomization.yaml"
     path.write_text(path.read_text().replace("  - ../../components/versions\n", ""))
-    with pytest.raises(
-        OverlayError, match=r"label graftserve\.dev/version '3', got '1': is component versions"
+    with (
+        Cluster(overlay) as cluster,
+        pytest.raises(
+            OverlayError,
+            match=r"expected version 3 in the label graftserve\.dev/version of graftserve-stable's",
+        ),
     ):
-        Cluster(overlay).settle(Tracks(3))
-    assert kubectl.calls() == []
+        cluster.settle(Tracks(3))
+    assert [request for request in fake.requests if request.method != "GET"] == []
 
 
-def test_an_overlay_that_does_not_render_is_not_applied(rollout, kubectl, overlay) -> None:
+def test_an_overlay_that_does_not_render_is_not_applied(
+    rollout: Rollout, fake: FakeApi, overlay: Path
+) -> None:
     path = overlay / "kustomization.yaml"
     path.write_text(path.read_text().replace("- namespace.yaml", "- missing.yaml"))
     status, _, err = rollout(*START)
     assert status == 1
     assert "missing.yaml" in err
-    assert kubectl.calls() == []
+    assert fake.requests == []
+
+
+@pytest.fixture
+def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """ways(stable=..., canary=...) says where port-forwards lead; without arguments, what was asked for."""
+    path = tmp_path / "ways.json"
+    script = Path(__file__).with_name("fake_kubectl.py")
+    executable = tmp_path / "kubectl"
+    executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{script}" "{path}" "$@"\n')
+    executable.chmod(0o755)
+    monkeypatch.setattr(forwarding, "find_kubectl", lambda: executable)
+
+    def ways(**targets: Any) -> list[Any]:
+        if targets:
+            names = {"stable": "service/graftserve", "canary": "service/graftserve-canary"}
+            path.write_text(json.dumps({names[track]: target for track, target in targets.items()}))
+            return []
+        calls = path.with_name("ways.json.calls")
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return [json.loads(line) for line in lines]
+
+    return ways
+
+
+COMPARED = ("start", "--version", "4", "--max-latency-ratio", "1000")
+
+
+def test_a_canary_is_compared_before_it_gets_calls(
+    rollout: Rollout,
+    fake: FakeApi,
+    overlay: Path,
+    namespace: str,
+    ways: Callable[..., list[Any]],
+    servers: dict[str, FakeServer],
+    images: Path,
+) -> None:
+    rollout("apply")
+    ways(stable=servers["stable"].target, canary=servers["good"].target)
+    fake.requests.clear()
+    status, out, err = rollout(*COMPARED, "--images", str(images), "--weight", "20", "--context", "fake")
+    assert status == 0, err
+    assert "compared   8 of 8 images\nagreement  1.0000\n" in out
+    steps = [line.partition(":")[0] for line in err.splitlines()]
+    assert steps.index("compare version 4 with version 3") < len(steps) - 1 - steps[::-1].index("canary.env")
+    shares = [
+        request.body["spec"]["rules"][0]["backendRefs"][1]["weight"]
+        for request in fake.requests
+        if _is_apply(request) and request.path.endswith("/grpcroutes/graftserve")
+    ]
+    assert shares[0] == 0
+    assert shares[-1] == 20
+    assert _tracks(overlay) == Tracks(3, 4, 1, 80, 20)
+    where = ["--address=127.0.0.1", f"--namespace={namespace}", "--context=fake"]
+    assert ways() == [
+        ["port-forward", "service/graftserve", ":8500", *where],
+        ["port-forward", "service/graftserve-canary", ":8500", *where],
+        "ended",
+        "ended",
+    ]
+
+
+def test_a_canary_that_answers_otherwise_never_gets_a_call(
+    rollout: Rollout,
+    fake: FakeApi,
+    overlay: Path,
+    ways: Callable[..., list[Any]],
+    servers: dict[str, FakeServer],
+    images: Path,
+) -> None:
+    rollout("apply")
+    ways(stable=servers["stable"].target, canary=servers["permuted"].target)
+    fake.requests.clear()
+    arguments = ("--images", str(images), "--weight", "20", "--auto", "--max-shift", "1")
+    status, out, _ = rollout(*COMPARED, *arguments)
+    assert status == 1
+    assert "aborted: agreement 0.0000 on 8 images" in out
+    assert _tracks(overlay) == Tracks(3)
+    routes = [request.body for request in fake.requests if request.path.endswith("/grpcroutes/graftserve")]
+    weights = [body["spec"]["rules"][0]["backendRefs"][1]["weight"] for body in routes if body]
+    assert weights
+    assert set(weights) == {0}
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        (
+            {"stderr": "error: no pod found\n", "rc": 1},
+            "no pod found",
+        ),
+        ({"rc": 3}, "exit status 3"),
+        ({"sleep_s": 600}, "no answer after 0.3 s"),
+    ],
+)
+def test_no_way_to_the_pods_compares_nothing_and_aborts_nothing(
+    rollout: Rollout,
+    fake: FakeApi,
+    overlay: Path,
+    ways: Callable[..., list[Any]],
+    images: Path,
+    way: dict[str, Any],
+    said: str,
+) -> None:
+    rollout("apply")
+    ways(stable=way)
+    arguments = ("--timeout-s", "0.3") if "sleep_s" in way else ()
+    status, out, err = rollout(*COMPARED, "--images", str(images), *arguments)
+    assert (status, out) == (1, "")
+    assert f"kubectl port-forward service/graftserve: {said}" in err
+    assert _tracks(overlay) == Tracks(3, 4, 1)
+    status, out, _ = rollout("status")
+    assert "`start` with the same version goes on, `abort` goes back" in out
+
+
+def test_a_way_to_the_wrong_pods_is_no_bad_version(
+    rollout: Rollout,
+    fake: FakeApi,
+    overlay: Path,
+    ways: Callable[..., list[Any]],
+    servers: dict[str, FakeServer],
+    images: Path,
+) -> None:
+    rollout("apply")
+    ways(stable=servers["stable"].target, canary=servers["stable"].target)
+    status, _, err = rollout(*COMPARED, "--images", str(images))
+    assert status == 1
+    assert "a port-forward to the canary track: nothing is compared: " in err
+    assert _tracks(overlay) == Tracks(3, 4, 1)

@@ -134,11 +134,11 @@ def test_every_state_between_leads_to_the_goal(
 @pytest.mark.parametrize(
     ("rollout", "tracks", "message"),
     [
-        (ROLLOUT, Tracks(5, 4), "stable.env says MODEL_VERSION=5, expected 3"),
-        (ROLLOUT, Tracks(4, 4), "stable.env says MODEL_VERSION=4, expected 3"),
-        (ROLLOUT, Tracks(3, 5), "canary.env says MODEL_VERSION=5, expected 4 or nothing"),
-        (PROMOTE, Tracks(5), "stable.env says MODEL_VERSION=5, expected 3 or 4"),
-        (PROMOTE, Tracks(3, 3), "canary.env says MODEL_VERSION=3, expected 4 or nothing"),
+        (ROLLOUT, Tracks(5, 4), "stable is version 5, expected 3"),
+        (ROLLOUT, Tracks(4, 4), "stable is version 4, expected 3"),
+        (ROLLOUT, Tracks(3, 5), "the canary is version 5, expected 4 or none"),
+        (PROMOTE, Tracks(5), "stable is version 5, expected 3 or 4"),
+        (PROMOTE, Tracks(3, 3), "the canary is version 3, expected 4 or none"),
     ],
 )
 def test_what_somebody_else_wrote_is_seen(rollout: Rollout, tracks: Tracks, message: str) -> None:

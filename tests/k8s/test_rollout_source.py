@@ -273,12 +273,21 @@ def test_what_is_refused_is_not_applied(overlay: Path, tmp_path: Path) -> None:
     def refuse(version: int) -> str:
         raise CheckError("no such version")
 
-    settled: list[Tracks] = []
-    there = Overlay(overlay)
+    class Place:
+        def __init__(self) -> None:
+            self.settled: list[Tracks] = []
+
+        def observe(self) -> Tracks | None:
+            return None
+
+        def settle(self, tracks: Tracks) -> None:
+            self.settled.append(tracks)
+
+    there, place = Overlay(overlay), Place()
     with Journal(tmp_path / "journal.json", "overlay", "flowers").writing("the test", {}) as writer:
         begin(there, writer, version=4, gate=None, auto=True)
-        ended = OverlayDriver(there, writer, check=refuse, settle=settled.append).run()
-    assert (ended.outcome, ended.reason, settled) == ("aborted", "no such version", [])
+        ended = OverlayDriver(there, writer, check=refuse, cluster=place).run()
+    assert (ended.outcome, ended.reason, place.settled) == ("aborted", "no such version", [])
 
 
 # What cannot be seen from here
