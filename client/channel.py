@@ -1,10 +1,12 @@
 """How channels are set up, for either kind of client."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-__all__ = ["channel_options", "pushback_s"]
+import grpc
+
+__all__ = ["channel_options", "open_channel", "pushback_s"]
 
 _OPTIONS: Final[dict[str, str | int]] = {
     # The default of 4 MB for received messages is a few hundred rows of features.
@@ -38,6 +40,15 @@ def channel_options(
     if health_check is not None:
         service_config["healthCheckConfig"] = {"serviceName": health_check}
     return list({**_OPTIONS, "grpc.service_config": json.dumps(service_config), **(own or {})}.items())
+
+
+def open_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, options: Sequence[tuple[str, str | int]]
+) -> grpc.Channel:
+    """A channel for threads; without credentials it is not encrypted."""
+    if credentials is None:
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, credentials, options=options)
 
 
 def pushback_s(metadata: object) -> float | None:

@@ -18,7 +18,7 @@ from .attempts import Attempt, Failure, Work
 from .base import POLL_S, POLL_TIMEOUT_S, BaseClient
 from .batching import Item, Lane
 from .bulk import Bulk
-from .channel import channel_options
+from .channel import channel_options, open_channel
 from .errors import ClientError, InvalidArgumentError, InvalidImageError, NotFoundError, RetryError
 from .hooks import RequestStart
 from .images import ImageInput
@@ -58,10 +58,7 @@ class Client(BaseClient):
         self._stubs: list[dict[str, Any]] = []
         for target in self._options.targets:
             options = channel_options(self._options.health_check, self._options.channel_options)
-            if credentials is None:
-                channel = grpc.insecure_channel(target, options=options)
-            else:
-                channel = grpc.secure_channel(target, credentials, options=options)
+            channel = open_channel(target, credentials, options)
             self._channels.append(channel)
             intercepted = grpc.intercept_channel(channel, *interceptors) if interceptors else channel
             self._stubs.append(

@@ -9,18 +9,22 @@ restart reads; or the caller says that the server has only this model, and what 
 Source: tensorflow_serving/apis/model_service.proto, tensorflow_serving/model_servers/server_core.cc.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 
 from graftserve.client import Client, InvalidArgumentError, NotFoundError
+from graftserve.client.channel import open_channel
 from graftserve.client.errors import (
     ClientError,
     FailedPreconditionError,
     from_status,
 )
+from graftserve.client.metadata import checked_metadata
 from graftserve.client.wire import ModelServerConfig, ReloadConfigRequest, ReloadConfigResponse
 from graftserve.client.wire.methods import HANDLE_RELOAD_CONFIG_REQUEST
 
@@ -42,22 +46,42 @@ class ModelServer:
     config: the server's --model_config_file; or the base path of the server's only model, as the server
         sees it.
     timeout_s: for each request; a reload of models that are loaded is answered at once.
+    credentials, metadata, channel_options: as of Client, for every request.
     """
 
     def __init__(
-        self, target: str, model: str, config: ModelConfigFile | str, *, timeout_s: float = 30.0
+        self,
+        target: str,
+        model: str,
+        config: ModelConfigFile | str,
+        *,
+        timeout_s: float = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+        channel_options: Mapping[str, str | int] | None = None,
     ) -> None:
         self._target = target
         self._model = model
         self._config = config
         self._timeout_s = timeout_s
         self._stack = ExitStack()
-        self._client = self._stack.enter_context(Client(target, model, timeout_s=timeout_s))
+        self._metadata = checked_metadata(metadata)
+        self._connect = partial(
+            Client,
+            target,
+            model,
+            credentials=credentials,
+            metadata=metadata,
+            channel_options=channel_options,
+        )
+        self._client = self._stack.enter_context(self._connect(timeout_s=timeout_s))
         self._tracks = {
-            label: self._stack.enter_context(Client(target, model, version_label=label, timeout_s=timeout_s))
+            label: self._stack.enter_context(self._connect(version_label=label, timeout_s=timeout_s))
             for label in (STABLE, CANARY)
         }
-        self._channel = self._stack.enter_context(grpc.insecure_channel(target))
+        self._channel = self._stack.enter_context(
+            open_channel(target, credentials, [*(channel_options or {}).items()])
+        )
         self._reload: Any = self._channel.unary_unary(
             HANDLE_RELOAD_CONFIG_REQUEST.path,
             request_serializer=ReloadConfigRequest.SerializeToString,
@@ -98,7 +122,7 @@ class ModelServer:
 
     def client(self, version: int, timeout_s: float) -> Client:
         """A client of one version, for the caller to close."""
-        return Client(self._target, self._model, version=version, timeout_s=timeout_s)
+        return self._connect(version=version, timeout_s=timeout_s)
 
     def _labelled(self, label: str) -> int | None:
         try:
@@ -108,7 +132,9 @@ class ModelServer:
 
     def _send(self, config: ModelServerConfig) -> None:
         try:
-            response = self._reload(ReloadConfigRequest(config=config), timeout=self._timeout_s)
+            response = self._reload(
+                ReloadConfigRequest(config=config), timeout=self._timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise self._failure(error.code(), error.details() or "") from error
         if response.status.error_code:

@@ -6,13 +6,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from graftserve.client import Client, ClientError, UnavailableError, VersionState
+from graftserve.client import Client, ClientError, UnavailableError, UnimplementedError, VersionState
 from graftserve.k8s.rollout import (
     BusyError,
     CheckError,
@@ -448,3 +450,34 @@ def test_begin_writes_nothing_where_it_fails(shop) -> None:
     with shop.stage() as stage, shop.journal.writing("me", {}) as writer, pytest.raises(RolloutError):
         begin(stage, writer, version=3, gate=None)
     assert shop.journal.read().current is None
+
+
+class _Seen(grpc.ServerInterceptor):
+    """The metadata of every call, by method."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, dict[str, str | bytes]] = {}
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        method = handler_call_details.method.rpartition("/")[2]
+        self.calls[method] = dict(handler_call_details.invocation_metadata)
+        return continuation(handler_call_details)
+
+
+def test_every_request_has_the_metadata() -> None:
+    seen = _Seen()
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=[seen])
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        with ModelServer(target, "flowers", "/models/flowers", metadata={"authorization": "x"}) as stage:
+            with pytest.raises(UnimplementedError):
+                stage.observe()
+            with pytest.raises(UnimplementedError):
+                stage.apply(OLD, None)
+            with stage.client(3, 20) as client, pytest.raises(UnimplementedError):
+                client.classify(b"abc")
+    finally:
+        server.stop(None).wait()
+    assert {"GetModelStatus", "HandleReloadConfigRequest", "Predict"} <= set(seen.calls)
+    assert all(metadata["authorization"] == "x" for metadata in seen.calls.values())
