@@ -18,7 +18,7 @@ import click
 
 from graftserve.client import Client, Prediction
 
-from .connection import connection_options
+from .connection import Connection, connection_options
 from .image_paths import ImagePaths
 from .latency import PERCENTILES
 from .latency_plot import PLOT_FORMATS, write_plot
@@ -128,6 +128,7 @@ def command(
     output: Path | None,
     plot: Path | None,
     as_json: bool,
+    connection: Connection,
 ) -> None:
     """Ask a running server for IMAGES (files, folders, patterns; the first 256) over and over, and measure.
     Without IMAGES, for 16 synthetic photographs of 500 x 375 pixels.
@@ -154,9 +155,10 @@ def command(
     for name, path in (("--output", output), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise CommandError(f"{name}: there is no folder {path.parent}")
+    arguments = connection.client_arguments()
     bench = _Bench(
-        lambda: Client(target, model, version=version, timeout_s=timeout_s),
-        (lambda: RawCaller(target, model, version, timeout_s)) if raw else None,
+        lambda: Client(target, model, version=version, timeout_s=timeout_s, **arguments),
+        (lambda: RawCaller(target, model, version, timeout_s, **arguments)) if raw else None,
         _read(images) if images else synthetic_images(_SYNTHETIC_IMAGES),
         seconds={"warm_up_s": warm_up_s, "duration_s": duration_s},
         max_callers=max_callers,

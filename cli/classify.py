@@ -13,7 +13,7 @@ import click
 
 from graftserve.client import Client, ClientError, InvalidImageError, Prediction
 
-from .connection import connection_options
+from .connection import Connection, connection_options
 from .image_paths import STDIN, ImagePaths, printable
 from .output import CommandError, CountPrinter, print_result, require_extra
 from .predictions import (
@@ -75,6 +75,7 @@ def command(
     max_in_flight: int | None,
     max_batch_images: int | None,
     as_json: bool,
+    connection: Connection,
 ) -> None:
     """Classify IMAGES on a running server: files, folders, patterns, or - for paths on stdin, one a line.
 
@@ -111,6 +112,7 @@ def command(
 
         options["prepare"] = Prepare(max_side_px=max_side_px)
     options = {name: value for name, value in options.items() if value is not None}
+    options |= connection.client_arguments()
     with Client(target, model, version=version, timeout_s=timeout_s, **options) as client:
         if output is None:
             failed = _print(client, paths, top=top, as_json=as_json)

@@ -71,7 +71,10 @@ def render_command(overlay: str, add: tuple[str, ...], without: tuple[str, ...],
     if output is not None:
         folder = copy_manifests(overlay, output, add=add, leave_out=without)
         print_result(
-            {"overlay": folder, "next": f"edit {folder}/stable.env, then graftserve rollout apply --overlay {folder}"},
+            {
+                "overlay": folder,
+                "next": f"edit {folder}/stable.env, then graftserve rollout apply --overlay {folder}",
+            },
             as_json=False,
         )
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from .connection import Connection, access_options
 from .output import CommandError
 from .rollout_check import check_folder, check_goldens
 from .rollout_output import (
@@ -172,6 +173,8 @@ def _by_place(server_command: Callable[..., None]) -> Callable[..., None]:
         if overlay is not None:
             from . import rollout_overlay
 
+            if server_command.__name__ != "start" and values.pop("connection", Connection()) != Connection():
+                raise click.UsageError("--tls and --header do not go with --overlay: no server is asked")
             getattr(rollout_overlay, server_command.__name__)(overlay, **values)
             return
         if values["model"] is None:
@@ -276,6 +279,7 @@ def command() -> None:
 )
 @click.option("--auto", is_flag=True, help="Promote at once if the comparison is passed.")
 @_run_options
+@access_options
 @_by_place
 def start(
     version: int,
@@ -349,6 +353,7 @@ def start(
 @command.command("promote")
 @_options
 @_run_options
+@access_options
 @_by_place
 def promote(**common: Any) -> None:
     """Make the canary stable and unload the version before.
@@ -374,6 +379,7 @@ def promote(**common: Any) -> None:
     help="Only forget the rollout: server and configuration stay as somebody else has made them.",
 )
 @_run_options
+@access_options
 @_by_place
 def abort(leave_it: bool, **common: Any) -> None:
     """Give the label "stable" back to the version before, and unload the new one.
@@ -397,6 +403,7 @@ def abort(leave_it: bool, **common: Any) -> None:
 @command.command("undo")
 @_options
 @_run_options
+@access_options
 @_by_place
 def undo(**common: Any) -> None:
     """Bring the version before the last promoted one back. Undoing that goes forward again.
@@ -422,6 +429,7 @@ def undo(**common: Any) -> None:
 @_seconds("--timeout-s", 10.0, "Seconds to wait for the server.")
 @click.option("--cluster", "ask_cluster", is_flag=True, help="With --overlay: look at the cluster, too.")
 @_context
+@access_options
 @_by_place
 def status(timeout_s: float, as_json: bool, **place: Any) -> None:
     """Show what is under way, what the server has, and whether somebody else has changed it.
@@ -445,7 +453,7 @@ def status(timeout_s: float, as_json: bool, **place: Any) -> None:
             observed = stage.observe()
         changed = None if current is None else conflict(current, observed)
     except ClientError as exc:
-        observed, error = Observed(), str(exc)
+        observed, error = Observed(), place["connection"].explained(str(exc))
     versions = [
         {"version": item.version, "state": str(item.state), "error_message": item.error_message}
         for _, item in sorted(observed.versions.items(), reverse=True)
@@ -555,7 +563,7 @@ class _Run:
             self.writer,
             check=self._check,
             shadow=shadow,
-            listener=say,
+            listener=lambda text: say(self._common["connection"].explained(text)),
             limits=Limits(self._common["load_timeout_s"], self._common["drain_s"]),
             patience_s=self._common["patience_s"],
         )
@@ -626,7 +634,8 @@ def _how(place: dict[str, Any], record: "Record") -> _How:
 def _stage(place: dict[str, Any], how: _How, timeout_s: float) -> "ModelServer":
     from graftserve.k8s.rollout import ModelServer
 
-    return ModelServer(place["target"], place["model"], how.config_file or how.base_path, timeout_s=timeout_s)
+    config, arguments = how.config_file or how.base_path, place["connection"].client_arguments()
+    return ModelServer(place["target"], place["model"], config, timeout_s=timeout_s, **arguments)
 
 
 def _journal(place: dict[str, Any]) -> "Journal":

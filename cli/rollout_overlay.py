@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .connection import Connection
 from .output import CommandError
 from .rollout_check import check_source, check_source_goldens
 from .rollout_output import (
@@ -60,6 +61,7 @@ def start(
     target_stable: str | None,
     target_canary: str | None,
     auto: bool,
+    connection: Connection,
     **common: Any,
 ) -> None:
     """Put a version on the canary track, or go on with it: move its weight, compare it."""
@@ -76,6 +78,8 @@ def start(
             "--images needs --target-stable and --target-canary, or --apply, which finds its own way to the "
             "pods"
         )
+    if not images and connection != Connection():
+        raise click.UsageError("--tls and --header are for the comparison: give --images, too")
     if auto and not images and not skip_comparison:
         raise click.UsageError("--auto needs --images to compare the versions on, or --skip-comparison")
     chosen = sample_images(images, sample, seed)
@@ -86,13 +90,15 @@ def start(
             from graftserve.client import Client
 
             model, timeout_s = run.overlay.model(), common["timeout_s"]
+            arguments = connection.client_arguments()
 
             def connected(track: str, version: int, target: str | None) -> Client:
                 where = f"--target-{track} {target}"
                 if target is None and run.cluster is not None:
                     where = f"a port-forward to the {track} track"
                     target = stack.enter_context(run.cluster.way_to(track))
-                client = stack.enter_context(Client(str(target), model, version=version, timeout_s=timeout_s))
+                client = Client(str(target), model, version=version, timeout_s=timeout_s, **arguments)
+                stack.enter_context(client)
                 _see_that_it_serves(client, version, where)
                 return client
 

@@ -6,7 +6,7 @@ import click
 
 from graftserve.client import Client, VersionState
 
-from .connection import connection_options
+from .connection import Connection, connection_options
 
 __all__ = ["command"]
 
@@ -14,7 +14,14 @@ __all__ = ["command"]
 @click.command("status")
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(target: str, model: str, version: int | None, timeout_s: float, as_json: bool) -> None:
+def command(
+    target: str,
+    model: str,
+    version: int | None,
+    timeout_s: float,
+    as_json: bool,
+    connection: Connection,
+) -> None:
     """Show a model's versions on a running server, the latest first.
 
     The exit status is 0 if one of them is available, 1 if none is.
@@ -22,7 +29,8 @@ def command(target: str, model: str, version: int | None, timeout_s: float, as_j
     \b
     Example: graftserve status --target localhost:8500 --model flowers
     """
-    with Client(target, model, version=version, timeout_s=timeout_s) as client:
+    arguments = connection.client_arguments()
+    with Client(target, model, version=version, timeout_s=timeout_s, **arguments) as client:
         versions = client.status()
     if as_json:
         rows = [

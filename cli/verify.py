@@ -6,6 +6,7 @@ import click
 
 from graftserve.client import Client
 
+from .connection import Connection, access_options
 from .output import CommandError, import_tensorflow, print_result
 from .replay import replay
 
@@ -17,6 +18,7 @@ __all__ = ["command"]
 @click.option("--target", help="gRPC address of a server to ask instead of checking offline.")
 @click.option("--model", help="Name of the model there.  [default: the name of MODEL_DIR's folder]")
 @click.option("--version", type=click.IntRange(min=0), help="Ask this version there.  [default: the latest]")
+@access_options
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
@@ -40,6 +42,7 @@ def command(
     tolerance: float,
     timeout_s: float,
     as_json: bool,
+    connection: Connection,
 ) -> None:
     """Check the version in MODEL_DIR, such as models/flowers/3: every file's sum, every signature in a
     Session as a server loads it, the golden images' answers, network.tflite and the warmup requests.
@@ -54,10 +57,13 @@ def command(
         for name, value in (("--model", model), ("--version", version)):
             if value is not None:
                 raise click.UsageError(f"{name} asks a server: give its --target, too")
+        if connection != Connection():
+            raise click.UsageError("--tls and --header are for a server: give its --target, too")
         _verify_offline(model_dir, as_json)
         return
     model = model or model_dir.resolve().parent.name
-    with Client(target, model, version=version, timeout_s=timeout_s) as client:
+    arguments = connection.client_arguments()
+    with Client(target, model, version=version, timeout_s=timeout_s, **arguments) as client:
         result = replay(model_dir, client, model)
     if as_json:
         print_result(

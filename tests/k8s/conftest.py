@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from graftserve.client import VersionState
-from graftserve.client.testing import FakeModel, FakeServer
+from graftserve.client.testing import FakeServer
 from graftserve.k8s.rollout import (
     Driver,
     Gate,
@@ -29,6 +29,7 @@ from graftserve.serving.app import Server
 from graftserve.serving.flags import Options
 from tests.k8s.envtest import ASSETS, EnvTest, find_assets
 from tests.k8s.fake_api import FakeApi
+from tests.k8s.tracks import good, permuted, serve
 
 # Time is not what these tests are about, and this machine may be busy.
 LENIENT = Gate(max_latency_ratio=1000)
@@ -250,23 +251,8 @@ def images(tmp_path_factory: pytest.TempPathFactory, photos: Any, encode: Any) -
     return folder
 
 
-def _server(version: int, label: Callable[[bytes], str]) -> FakeServer:
-    model = FakeModel("flowers", answer=label)
-    model.versions.clear()
-    model.set_version(version)
-    return FakeServer(model)
-
-
-def _good(image: bytes) -> str:
-    return ("daisy", "roses")[len(image) % 2]
-
-
-def _permuted(image: bytes) -> str:
-    return ("roses", "daisy")[len(image) % 2]
-
-
 @pytest.fixture
 def servers() -> Iterator[dict[str, FakeServer]]:
     """Version 3; a good version 4; a version 4 with permuted labels."""
-    with _server(3, _good) as stable, _server(4, _good) as good, _server(4, _permuted) as permuted:
-        yield {"stable": stable, "good": good, "permuted": permuted}
+    with serve(3, good) as stable, serve(4, good) as same, serve(4, permuted) as other:
+        yield {"stable": stable, "good": same, "permuted": other}

@@ -71,7 +71,7 @@ def test_a_copy_is_complete_editable_and_keeps_its_comments(kubectl: Path, tmp_p
     done = _graftserve("k8s", "render", "production", "--component", "tls", "--output", tmp_path / "deploy")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "deploy/overlays/production"
-    assert f"kubectl apply -k {folder}" in done.stdout
+    assert f"graftserve rollout apply --overlay {folder}" in done.stdout
     assert render_folder(folder) == render("production", add=["tls"])
     text = (folder / "kustomization.yaml").read_text()
     assert "# Your registry" in text

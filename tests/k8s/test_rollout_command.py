@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from graftserve.cli.app import _run
 from graftserve.client import Client
 from graftserve.export.goldens import GoldenImage, write_goldens
 from graftserve.export.manifest import write_manifest
+from graftserve.serving.app import Server
+from tests.certificates import certificates
 
 # Time is not what these tests are about, and this machine may be busy.
 QUICK = ("--max-latency-ratio", "1000", "--drain-s", "0")
@@ -114,6 +117,36 @@ def test_from_start_to_undo(rollout, shop, place) -> None:
     assert (first["note"], first["gate"]["min_agreement"], second["kind"]) == ("new photos", 0.98, "undo")
     assert "@" in first["by"]
     assert (shop.root / "models.config.rollouts").is_dir()
+
+
+def test_on_a_server_that_asks_for_certificates(rollout, shop, tmp_path) -> None:
+    files = certificates(tmp_path / "certificates", "flowers.shop.test")
+    shop.server.stop(0)
+    shop.server = Server(replace(shop.server.options, ssl_config_file=str(files.ssl_config())))
+    shop.server.start()
+    place = ("--target", shop.target, "--model", "flowers", "--model-config-file", shop.config_path)
+    access = (*files.mutual, "--tls-server-name", "flowers.shop.test", "--header", "authorization=Bearer x")
+    start = ("start", *place, "--version", "4", "--images", shop.root / "images", "--sample", "5", *QUICK)
+
+    status, out, _ = rollout("status", *place)
+    assert status == 1
+    assert "(is it a TLS port? try --tls, or --tls-ca)" in out
+    status, out, err = rollout(*start, *access)
+    assert status == 0, err
+    assert "agreement  1.0000\n" in out
+    status, out, _ = rollout("status", *place, *access)
+    assert status == 0
+    assert out.startswith("stable     version 3\ncanary     version 4\n")
+    status, _, err = rollout("promote", *place, "--drain-s", "0", "--patience-s", "1")
+    assert status == 1
+    # gRPC's C core writes there, too.
+    waited = next(line for line in err.splitlines() if line.startswith("waiting for the server: "))
+    assert waited.endswith("(is it a TLS port? try --tls, or --tls-ca)")
+    status, out, err = rollout("promote", *place, "--drain-s", "0", *access)
+    assert status == 0, err
+    status, out, err = rollout("undo", *place, "--drain-s", "0", *access, "--json")
+    assert status == 0, err
+    assert json.loads(out)["outcome"] == "promoted"
 
 
 def test_a_version_that_does_not_pass_is_aborted_with_status_1(rollout, shop, place, publish) -> None:

@@ -19,6 +19,8 @@ from graftserve.k8s.manifests import copy_manifests
 from graftserve.k8s.render import KubectlError, find_kubectl, render_folder
 from graftserve.k8s.rollout import journal as journal_module
 from graftserve.k8s.rollout import overlay as overlay_module
+from tests.certificates import certificates
+from tests.k8s.tracks import good, serve
 
 STABLE = "# the one\nMODEL_NAME=flowers\nMODEL_SOURCE=/source/flowers\nMODEL_VERSION=3\n"
 CANARY = "# weights last\nMODEL_VERSION=\nREPLICAS=0\n\nSTABLE_WEIGHT=100\nWEIGHT=0\n"
@@ -163,6 +165,9 @@ def test_replicas_and_weights_are_everybodys(rollout: Command, overlay: Path) ->
             "--images and --skip-comparison exclude each other",
         ),
         (["promote", "--context", "prod"], "--context belongs to --apply"),
+        (["start", "--version", "4", "--tls"], "--tls and --header are for the comparison"),
+        (["promote", "--header", "a=b"], "--tls and --header do not go with --overlay"),
+        (["status", "--tls-server-name", "x"], "--tls and --header do not go with --overlay"),
     ],
 )
 def test_wrong_usage_is_status_2(rollout: Command, overlay: Path, args: list[str], message: str) -> None:
@@ -357,6 +362,24 @@ def test_a_wrong_address_is_no_bad_version(
     assert f"--target-canary {servers['good'].target}: nothing is compared" in err
     assert _tracks(overlay) == (STABLE, _canary(4))
     assert json.loads(rollout("status", "--json")[1])["current"]["version"] == 4
+
+
+def test_tracks_that_ask_for_certificates(
+    rollout: Command, overlay: Path, images: Path, tmp_path: Path
+) -> None:
+    files = certificates(tmp_path / "certificates")
+    settings = {"host": "localhost", "credentials": files.credentials(mutual=True)}
+    rollout("start", "--version", "4")
+    with serve(3, good, **settings) as stable, serve(4, good, **settings) as canary:
+        start = ("start", "--version", "4", *_targets({"stable": stable, "good": canary}, "good", images))
+        status, _, err = rollout(*start)
+        assert status == 1
+        assert "(is it a TLS port? try --tls, or --tls-ca)" in err
+        status, out, err = rollout(*start, *files.mutual, "--header", "authorization=Bearer x")
+        assert status == 0, err
+        assert "agreement  1.0000\n" in out
+        for server in (stable, canary):
+            assert all(("authorization", "Bearer x") in call.metadata for call in server.calls)
 
 
 class _Killed(BaseException):
