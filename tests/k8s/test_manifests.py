@@ -214,6 +214,13 @@ def test_names_are_unique_and_everything_is_in_the_namespace(any_mix: Mix) -> No
 # Every pod
 
 
+def test_every_container_leaves_its_last_words(any_mix: Mix) -> None:
+    """`graftserve rollout` tells them where a pod does not become ready."""
+    for place, pod in pod_specs(any_mix.objects):
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", (place, container["name"])
+
+
 def test_every_pod_is_restricted(any_mix: Mix) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/, restricted, and a bit more."""
     for place, pod in pod_specs(any_mix.objects):
