@@ -60,8 +60,27 @@ _SERVER_ONLY = frozenset(
     ]
 )
 _OVERLAY_ONLY = frozenset(
-    ["replicas", "weight", "target_stable", "target_canary", "apply_it", "context", "ask_cluster"]
+    [
+        "replicas",
+        "weight",
+        "ramp",
+        "hold_s",
+        "target_stable",
+        "target_canary",
+        "apply_it",
+        "context",
+        "ask_cluster",
+    ]
 )
+
+
+def _percents(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"expected percentages such as 1,10,50, got {value!r}") from error
 
 
 def _seconds(name: str, default_s: float, words: str) -> Callable[[CommandT], CommandT]:
@@ -269,6 +288,20 @@ def command() -> None:
     "  [default: 0]",
 )
 @click.option(
+    "--ramp",
+    metavar="PERCENT,...",
+    callback=_percents,
+    help="With --overlay and --apply, instead of --weight: percentages of the calls that the route gives the "
+    "canary one after the other, such as 1,10,50. It is compared again after each.",
+)
+@click.option(
+    "--hold-s",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="With --ramp: seconds that each of them lasts at least.",
+)
+@click.option(
     "--target-stable",
     help="With --overlay and --images: gRPC address of the stable track.  [default: a port-forward, with "
     "--apply]",
@@ -304,7 +337,8 @@ def start(
     Example:
       graftserve rollout start --target localhost:8500 --model flowers --version 4 \\
         --model-config-file models.config --images photos/
-      graftserve rollout start --overlay k8s/overlays/production --version 4 --apply --images photos/
+      graftserve rollout start --overlay k8s/overlays/production --version 4 --apply --images photos/ \\
+        --ramp 1,10,50
     """
     from graftserve.k8s.rollout import AlreadyStableError, Gate, begin
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         JournalWriter,
         Overlay,
         OverlayDriver,
+        Ramp,
         Report,
         Rollout,
         Share,
@@ -58,6 +59,8 @@ def start(
     max_errors: int,
     replicas: int | None,
     weight: int | None,
+    ramp: tuple[int, ...] | None,
+    hold_s: float,
     target_stable: str | None,
     target_canary: str | None,
     auto: bool,
@@ -65,7 +68,7 @@ def start(
     **common: Any,
 ) -> None:
     """Put a version on the canary track, or go on with it: move its weight, compare it."""
-    from graftserve.k8s.rollout import AlreadyStableError, Gate, Share, begin
+    from graftserve.k8s.rollout import AlreadyStableError, Gate, Ramp, Share, begin
 
     if skip_comparison and images:
         raise click.UsageError("--images and --skip-comparison exclude each other")
@@ -80,6 +83,12 @@ def start(
         )
     if not images and connection != Connection():
         raise click.UsageError("--tls and --header are for the comparison: give --images, too")
+    if ramp and (weight is not None or not common["apply_it"]):
+        raise click.UsageError("--ramp needs --apply, and goes without --weight, which it moves by itself")
+    try:
+        steps = None if ramp is None else Ramp(ramp, hold_s)
+    except ValueError as error:
+        raise click.UsageError(f"--ramp: {error}") from error
     if auto and not images and not skip_comparison:
         raise click.UsageError("--auto needs --images to compare the versions on, or --skip-comparison")
     chosen = sample_images(images, sample, seed)
@@ -129,14 +138,14 @@ def start(
             except AlreadyStableError as error:
                 print_values({"outcome": "promoted", "version": version}, common["as_json"], f"{error}")
                 return
-        if weight and not run.overlay.has_route():
+        if (weight or ramp) and not run.overlay.has_route():
             say(f"{folder} lists no component gateway: without a route the weight moves nothing")
         elif weight and run.cluster is None and run.overlay.read().canary != version:
             say(
                 f"the route gives version {version} {weight}% of the calls as soon as this is applied, ready "
                 "or not: apply it with --weight 0 first, and this when its pods are ready; --apply does both"
             )
-        rollout = run.driver(Share(replicas, weight), shadow if images else None).run()
+        rollout = run.driver(Share(replicas, weight), steps, shadow if images else None).run()
     _show(run, rollout, was_begun=_was_begun(rollout))
     end(rollout.outcome != "aborted")
 
@@ -283,7 +292,10 @@ class _Run:
     timeout_s: float
 
     def driver(
-        self, share: "Share | None" = None, shadow: "Callable[[int, int], Report] | None" = None
+        self,
+        share: "Share | None" = None,
+        ramp: "Ramp | None" = None,
+        shadow: "Callable[[int, int], Report] | None" = None,
     ) -> "OverlayDriver":
         from graftserve.k8s.rollout import OverlayDriver
 
@@ -292,6 +304,7 @@ class _Run:
             self.writer,
             check=self._check,
             share=share,
+            ramp=ramp,
             cluster=self.cluster,
             shadow=shadow,
             listener=say,
@@ -400,6 +413,4 @@ def _canary(tracks: "Tracks") -> str:
     if tracks.canary is None:
         return "none"
     pods = "1 pod" if tracks.replicas == 1 else f"{tracks.replicas} pods"
-    whole = tracks.weight + tracks.stable_weight
-    share = 100 * tracks.weight / whole if whole else 0.0
-    return f"version {tracks.canary}, {pods}, {share:g}% of the route's calls"
+    return f"version {tracks.canary}, {pods}, {tracks.percent:g}% of the route's calls"

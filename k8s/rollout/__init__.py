@@ -29,7 +29,7 @@ from .gate import Gate, Report
 from .journal import Journal, JournalWriter, Record
 from .overlay import Edit, Overlay, Tracks
 from .overlay_drive import JOURNAL, Applied, OverlayDriver, decide_on_overlay
-from .overlay_plan import Share, changed_by_others, next_edit
+from .overlay_plan import Ramp, Share, changed_by_others, next_edit
 from .plan import Limits, conflict
 from .record import Decision, Kind, Outcome, Rollout, rollout_to_json
 from .server import ModelServer
@@ -69,6 +69,7 @@ __all__ = [
     "OverlayDriver",
     "OverlayError",
     "Placement",
+    "Ramp",
     "Record",
     "RefusedError",
     "Report",

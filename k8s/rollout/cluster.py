@@ -133,6 +133,14 @@ class Cluster:
             states[name] = TrackState(_version(found), done.ready, done.text, troubles)
         return states
 
+    def canary_trouble(self) -> str:
+        """Why no pod of the canary can answer, in words; "" if one can. Raises as `observe` does."""
+        found = self._api.get(_deployment(self._placed(), CANARY_DEPLOYMENT))
+        if found is not None and (found.get("status") or {}).get("availableReplicas", 0):
+            return ""
+        troubles = [] if found is None else self._troubles(found)
+        return "; ".join(("no pod of the canary is ready", *troubles))
+
     def differences(self) -> list[str]:
         """The objects that are not as the overlay says, such as "deployment/graftserve-stable".
 

@@ -37,6 +37,12 @@ class Tracks:
     stable_weight: int = 100
     weight: int = 0
 
+    @property
+    def percent(self) -> float:
+        """The canary's share of the route's calls, in [0, 100]."""
+        whole = self.weight + self.stable_weight
+        return 100 * self.weight / whole if whole else 0.0
+
 
 @dataclass(frozen=True)
 class Edit:

@@ -4,8 +4,10 @@ What is wanted and decided is in the journal before a file is touched, and where
 from the files each time: killed anywhere, another `run` goes on, and one after a decision to abort goes back.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from .cluster import CANARY_DEPLOYMENT
@@ -14,11 +16,12 @@ from .errors import ConflictError, JournalError, NotReadyError
 from .gate import Report
 from .journal import JournalWriter
 from .overlay import CANARY_ENV, Overlay, Tracks
-from .overlay_plan import Share, changed_by_others, is_to_check, next_edit
+from .overlay_plan import Ramp, Share, changed_by_others, is_to_check, next_edit
 from .record import Decision, Outcome, Rollout
 
 __all__ = ["JOURNAL", "Applied", "OverlayDriver", "decide_on_overlay"]
 
+_LOOK_S = 5.0  # at a canary that has calls
 JOURNAL = "rollouts.json"
 """The journal's name in an overlay's folder. It is committed with the files: a revert takes both back."""
 
@@ -32,6 +35,10 @@ class Applied(Protocol):
 
     def settle(self, tracks: Tracks) -> None:
         """Make it as the files are, which say `tracks`, and wait until the pods are ready."""
+        ...
+
+    def canary_trouble(self) -> str:
+        """Why no pod of the canary can answer, in words; "" if one can."""
         ...
 
 
@@ -53,7 +60,7 @@ class OverlayDriver:
 
     check: sees whether the version's files are there and whole, and says what it looked at; raises
         CheckError. Asked before the version is on a track; None where nobody can tell.
-    share: what the canary is to have.
+    share: what the canary is to have. ramp: how its share of the calls grows instead; it needs a cluster.
     cluster: where what the files say is applied; None where somebody else does that.
     shadow: compares two versions (canary, stable) as `shadow.compare` does, and may raise CheckError, too;
         None where that is for later.
@@ -67,17 +74,25 @@ class OverlayDriver:
         *,
         check: Callable[[int], str] | None = None,
         share: Share | None = None,
+        ramp: Ramp | None = None,
         cluster: Applied | None = None,
         shadow: Callable[[int, int], Report] | None = None,
         listener: Callable[[str], None] = lambda text: None,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._overlay = overlay
         self._writer = writer
         self._check = check
         self._share = share or Share()
+        self._ramp = ramp
+        self._held: set[int] = set()
         self._cluster = cluster
         self._shadow = shadow
+        self._is_compared = False
         self._listener = listener
+        self._now = now
+        self._sleep = sleep
 
     def run(self) -> Rollout:
         """Go on until it is over, or until somebody must decide; then the rollout's `outcome` is None.
@@ -108,18 +123,13 @@ class OverlayDriver:
             if self._check is not None and is_to_check(rollout, tracks):
                 if (refused := self._checked(rollout, self._check)) is not None:
                     return refused
-            elif edit := next_edit(rollout, tracks, self._share_now(rollout)):
+            elif edit := next_edit(rollout, tracks, self._share_now(rollout, tracks)):
                 if edit.file == CANARY_ENV and rollout.decision is Decision.PROMOTE and self._cluster:
                     self._cluster.settle(tracks)  # the canary keeps its calls until stable's pods are ready
                 self._listener(str(edit))
                 self._overlay.write(edit)
             elif (done := self._files_are_right(rollout, tracks)) is not None:
                 return done
-
-    def _share_now(self, rollout: Rollout) -> Share:
-        """Calls are for a canary that is compared, where that is to come."""
-        is_to_compare = self._shadow is not None and rollout.gate is not None
-        return replace(self._share, weight=None) if is_to_compare else self._share
 
     def _checked(self, rollout: Rollout, check: Callable[[int], str]) -> Rollout | None:
         """None if it may go on; what is refused is over, since nothing was changed for it."""
@@ -140,43 +150,76 @@ class OverlayDriver:
 
     def _files_are_right(self, rollout: Rollout, tracks: Tracks) -> Rollout | None:
         """None if there is more to do."""
-        if self._cluster is not None:
-            try:
-                self._cluster.settle(tracks)
-            except NotReadyError as error:
-                if rollout.decision is not None or error.deployment != CANARY_DEPLOYMENT:
-                    raise
-                self._decided(rollout, Decision.ABORT, str(error))
-                return None
+        if self._cluster is not None and (trouble := self._settle(self._cluster, rollout, tracks)):
+            self._decided(rollout, Decision.ABORT, trouble)
+            return None
         if rollout.decision is not None:
             outcome = Outcome.PROMOTED if rollout.decision is Decision.PROMOTE else Outcome.ABORTED
             ended = replace(rollout, outcome=outcome, ended_at=utc_now())
             self._writer.end(ended)
             return ended
-        gate = rollout.gate
-        if gate is not None and rollout.previous is not None and self._shadow is not None:
+        if (compare := self._comparison(rollout)) is not None:
             self._listener(f"compare version {rollout.version} with version {rollout.previous}")
             try:
-                report = self._shadow(rollout.version, rollout.previous)
+                report = compare()
             except CheckError as error:
                 self._decided(rollout, Decision.ABORT, str(error))
                 return None
+            self._is_compared = True
             rollout = replace(rollout, report=report)
             self._writer.update(rollout)
-            self._shadow = None  # once in a run
-            if not gate.failures(report):
-                return None  # now it may have calls
-        if gate is not None:
+        if rollout.gate is not None:
             if rollout.report is None:
                 return rollout
-            if failures := gate.failures(rollout.report):
+            if failures := rollout.gate.failures(rollout.report):
                 self._decided(rollout, Decision.ABORT, "; ".join(failures))
                 return None
+        if next_edit(rollout, tracks, self._share_now(rollout, tracks)) is not None:
+            return None  # now it may have more calls
         if not rollout.auto:
             return rollout
-        reason = "not compared" if gate is None else "the gate is passed"
+        reason = "not compared" if rollout.gate is None else "the gate is passed"
         self._decided(rollout, Decision.PROMOTE, reason)
         return None
+
+    def _settle(self, cluster: Applied, rollout: Rollout, tracks: Tracks) -> str:
+        """Apply the files, let the canary have its calls for a while; returns what ends its trial, or ""."""
+        is_on_trial = rollout.decision is None
+        try:
+            cluster.settle(tracks)
+        except NotReadyError as error:
+            if not is_on_trial or error.deployment != CANARY_DEPLOYMENT:
+                raise
+            return str(error)
+        if self._ramp is None or not is_on_trial or not self._is_to_hold(tracks):
+            return ""
+        self._listener(f"hold {tracks.percent:g}% for {self._ramp.hold_s:g} s")
+        end = self._now() + self._ramp.hold_s
+        while (left_s := end - self._now()) > 0:
+            if trouble := cluster.canary_trouble():
+                return f"with {tracks.percent:g}% of the calls: {trouble}"
+            self._sleep(min(_LOOK_S, left_s))
+        self._held.add(tracks.weight)
+        self._is_compared = False
+        return ""
+
+    def _share_now(self, rollout: Rollout, tracks: Tracks) -> Share:
+        """More calls are for a canary that is compared, where that is to come, and had those before."""
+        if self._comparison(rollout) is not None or self._is_to_hold(tracks):
+            return replace(self._share, weight=None)
+        if self._ramp is None:
+            return self._share
+        percent = tracks.percent if tracks.canary == rollout.version else 0.0
+        return replace(self._share, weight=self._ramp.after(percent))
+
+    def _comparison(self, rollout: Rollout) -> Callable[[], Report] | None:
+        """What is still to compare."""
+        if self._shadow is None or self._is_compared or rollout.gate is None or rollout.previous is None:
+            return None
+        return partial(self._shadow, rollout.version, rollout.previous)
+
+    def _is_to_hold(self, tracks: Tracks) -> bool:
+        return self._ramp is not None and tracks.weight > 0 and tracks.weight not in self._held
 
     def _decided(self, rollout: Rollout, decision: Decision, reason: str) -> None:
         self._listener(f"{decision}: {reason}")

@@ -7,11 +7,12 @@ canary away first, which looks as an abort does.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .overlay import CANARY_ENV, STABLE_ENV, Edit, Tracks
 from .record import Decision, Rollout
 
-__all__ = ["Share", "changed_by_others", "goal", "is_to_check", "next_edit"]
+__all__ = ["Ramp", "Share", "changed_by_others", "goal", "is_to_check", "next_edit"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,28 @@ class Share:
             raise ValueError(f"expected replicas of 0 or more, got {self.replicas}")
         if self.weight is not None and not 0 <= self.weight <= 100:
             raise ValueError(f"expected weight in [0, 100], got {self.weight}")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """How the canary's share grows by itself. percents: of the calls, rising, each in [1, 100].
+
+    hold_s: how long each of them lasts at least. Raises ValueError for other values.
+    """
+
+    percents: tuple[int, ...]
+    hold_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        rises = all(before < after for before, after in pairwise((0, *self.percents)))
+        if not self.percents or not rises or self.percents[-1] > 100:
+            raise ValueError(f"expected percentages that rise, each in [1, 100], got {list(self.percents)}")
+        if not self.hold_s >= 0:
+            raise ValueError(f"expected hold_s of 0 or more, got {self.hold_s}")
+
+    def after(self, percent: float) -> int | None:
+        """The first step above what it has; None at the end."""
+        return next((step for step in self.percents if step > percent), None)
 
 
 def is_to_check(rollout: Rollout, tracks: Tracks) -> bool:

@@ -218,7 +218,10 @@ def test_every_container_leaves_its_last_words(any_mix: Mix) -> None:
     """`graftserve rollout` tells them where a pod does not become ready."""
     for place, pod in pod_specs(any_mix.objects):
         for container in (*pod.get("initContainers", ()), *pod["containers"]):
-            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", (place, container["name"])
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", (
+                place,
+                container["name"],
+            )
 
 
 def test_every_pod_is_restricted(any_mix: Mix) -> None:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from graftserve.cli.app import _run
 from graftserve.client.testing import FakeServer
 from graftserve.k8s.manifests import copy_manifests, overlays
 from graftserve.k8s.render import KubectlError, find_kubectl, render_folder
-from graftserve.k8s.rollout import Cluster, ClusterError, NotReadyError, OverlayError, Tracks, forwarding
+from graftserve.k8s.rollout import (
+    Cluster,
+    ClusterError,
+    NotReadyError,
+    OverlayError,
+    Tracks,
+    forwarding,
+    overlay_drive,
+)
 from graftserve.k8s.rollout import api as api_module
 from graftserve.k8s.rollout import cluster as cluster_module
 from tests.k8s.api_client import Api
@@ -634,13 +642,7 @@ def test_a_canary_is_compared_before_it_gets_calls(
     assert "compared   8 of 8 images\nagreement  1.0000\n" in out
     steps = [line.partition(":")[0] for line in err.splitlines()]
     assert steps.index("compare version 4 with version 3") < len(steps) - 1 - steps[::-1].index("canary.env")
-    shares = [
-        request.body["spec"]["rules"][0]["backendRefs"][1]["weight"]
-        for request in fake.requests
-        if _is_apply(request) and request.path.endswith("/grpcroutes/graftserve")
-    ]
-    assert shares[0] == 0
-    assert shares[-1] == 20
+    assert _shares(fake) == [0, 20]
     assert _tracks(overlay) == Tracks(3, 4, 1, 80, 20)
     where = ["--address=127.0.0.1", f"--namespace={namespace}", "--context=fake"]
     assert ways() == [
@@ -667,10 +669,7 @@ def test_a_canary_that_answers_otherwise_never_gets_a_call(
     assert status == 1
     assert "aborted: agreement 0.0000 on 8 images" in out
     assert _tracks(overlay) == Tracks(3)
-    routes = [request.body for request in fake.requests if request.path.endswith("/grpcroutes/graftserve")]
-    weights = [body["spec"]["rules"][0]["backendRefs"][1]["weight"] for body in routes if body]
-    assert weights
-    assert set(weights) == {0}
+    assert _shares(fake) == [0]
 
 
 @pytest.mark.parametrize(
@@ -718,3 +717,106 @@ def test_a_way_to_the_wrong_pods_is_no_bad_version(
     assert status == 1
     assert "a port-forward to the canary track: nothing is compared: " in err
     assert _tracks(overlay) == Tracks(3, 4, 1)
+
+
+def _shares(fake: FakeApi) -> list[int]:
+    """What the route has given the canary, repetitions left out."""
+    weights = [
+        request.body["spec"]["rules"][0]["backendRefs"][1]["weight"]
+        for request in fake.requests
+        if _is_apply(request) and request.path.endswith("/grpcroutes/graftserve")
+    ]
+    return [weight for weight, _ in groupby(weights)]
+
+
+def test_a_ramp_is_compared_at_each_step(
+    rollout: Rollout,
+    fake: FakeApi,
+    overlay: Path,
+    ways: Callable[..., list[Any]],
+    servers: dict[str, FakeServer],
+    images: Path,
+) -> None:
+    rollout("apply")
+    ways(stable=servers["stable"].target, canary=servers["good"].target)
+    fake.requests.clear()
+    ramp = (*COMPARED, "--images", str(images), "--ramp", "1,10,50", "--hold-s", "0")
+    status, out, err = rollout(*ramp)
+    assert status == 0, err
+    assert _shares(fake) == [0, 1, 10, 50]
+    steps = [line for line in err.splitlines() if line.startswith(("compare ", "hold ", "canary.env"))]
+    assert [line.split(",")[0] for line in steps] == [
+        "canary.env: MODEL_VERSION=4",
+        "compare version 4 with version 3",
+        *(
+            line
+            for stable, percent in ((99, 1), (90, 10), (50, 50))
+            for line in (
+                f"canary.env: STABLE_WEIGHT={stable}",
+                f"hold {percent}% for 0 s",
+                "compare version 4 with version 3",
+            )
+        ),
+    ]
+    assert "version 4, 1 pod, 50% of the route's calls" in out
+    assert rollout(*ramp, "--auto")[0] == 0
+    assert _tracks(overlay) == Tracks(4)
+
+
+def test_a_ramp_goes_on_where_it_was(rollout: Rollout, fake: FakeApi, overlay: Path) -> None:
+    rollout("apply")
+    rollout(*START, "--weight", "10")
+    fake.requests.clear()
+    status, _, err = rollout(*START, "--ramp", "1,10,50", "--hold-s", "0")
+    assert status == 0, err
+    assert [line for line in err.splitlines() if line.startswith("hold")] == [
+        "hold 10% for 0 s",
+        "hold 50% for 0 s",
+    ]
+    assert _shares(fake) == [10, 50]
+
+
+def test_a_canary_whose_pods_end_under_calls_is_aborted(
+    rollout: Rollout, fake: FakeApi, overlay: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout("apply")
+    looks = 0
+    original = Cluster.canary_trouble
+
+    def look(self: Cluster) -> str:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            status = {"replicas": 1, "updatedReplicas": 1, "observedGeneration": 99, "availableReplicas": 0}
+            fake.set_status("Deployment", "graftserve-canary", namespace, status)
+        return original(self)
+
+    monkeypatch.setattr(Cluster, "canary_trouble", look)
+    monkeypatch.setattr(overlay_drive, "_LOOK_S", 0.01)
+    status, out, _ = rollout(*START, "--ramp", "20,40", "--hold-s", "600")
+    assert status == 1
+    assert "aborted: with 20% of the calls: no pod of the canary is ready\n" in out
+    assert looks == 3
+    assert _tracks(overlay) == Tracks(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--ramp", "10,5", "--apply"],
+            "--ramp: expected percentages that rise, each in [1, 100], got [10, 5]",
+        ),
+        (["--ramp", "0,5", "--apply"], "expected percentages that rise"),
+        (["--ramp", "50,101", "--apply"], "expected percentages that rise"),
+        (["--ramp", "", "--apply"], "expected percentages such as 1,10,50, got ''"),
+        (["--ramp", "1,x", "--apply"], "expected percentages such as 1,10,50, got '1,x'"),
+        (["--ramp", "1"], "--ramp needs --apply"),
+        (["--ramp", "1", "--apply", "--weight", "3"], "goes without --weight"),
+    ],
+)
+def test_ramps_that_are_none(
+    overlay: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert _run(["rollout", *START, "--overlay", str(overlay), *arguments]) == 2
+    assert said in capfd.readouterr().err
