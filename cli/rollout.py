@@ -539,8 +539,10 @@ def status(timeout_s: float, as_json: bool, **place: Any) -> None:
 @_context
 @click.option(
     "--take-over",
-    is_flag=True,
-    help="It was applied by kubectl without --server-side so far: make those fields this command's.",
+    multiple=True,
+    metavar="MANAGER",
+    help="Make fields this command's that so far belong to this field manager, such as "
+    "kubectl-client-side-apply, which is `kubectl apply`; may be given several times.",
 )
 @_seconds("--timeout-s", 30.0, "Seconds that a request may take.")
 @_seconds("--load-timeout-s", 600.0, "Seconds until a track's pods must be ready.")

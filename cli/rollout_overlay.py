@@ -192,7 +192,7 @@ def undo(folder: Path, **common: Any) -> None:
     end(rollout.outcome == "promoted")
 
 
-def apply(folder: Path, *, take_over: bool, as_json: bool, **common: Any) -> None:
+def apply(folder: Path, *, take_over: tuple[str, ...], as_json: bool, **common: Any) -> None:
     """Bring what the files say to the cluster, whatever is under way."""
     from graftserve.k8s.rollout import Overlay
 
@@ -200,7 +200,7 @@ def apply(folder: Path, *, take_over: bool, as_json: bool, **common: Any) -> Non
     overlay.check_components()
     with _cluster(folder, common) as cluster, _writing(overlay):
         if take_over:
-            cluster.take_over()
+            cluster.take_over(take_over)
         tracks = overlay.read()
         cluster.settle(tracks)
     values = {"overlay": str(folder), "stable": tracks.stable, "canary": tracks.canary}

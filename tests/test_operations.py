@@ -50,6 +50,8 @@ from graftserve.k8s.render import KubectlError, find_kubectl
 from graftserve.serving.app import Server, run
 from graftserve.serving.flags import Options, parse_args
 from graftserve.serving.policy import State
+from tests.k8s.fake_api import FakeApi
+from tests.k8s.small_overlay import copy_small_overlay
 
 _ROOT = Path(__file__).parents[1]
 _RUNBOOK = _ROOT / "docs/operations.md"
@@ -123,6 +125,7 @@ def _assert_said(quote: str, text: str, **places: str) -> None:
 
 
 UNDONE = quoted("to undo rollout 1")
+OWNED = quoted("another field manager")
 ENDED = quoted("version 4  END")
 OLDER = quoted("version 3  AVAILABLE")
 NOT_FOUND = quoted("Servable not found")
@@ -640,6 +643,29 @@ def test_a_bad_canary_is_taken_back_and_a_promoted_one_undone(
     assert status == 0
     _assert_said(UNDONE, out)
     assert stable() == 3
+
+
+# Rollouts on Kubernetes
+
+
+def test_a_version_that_kubectl_rolled_back_is_taken_over(
+    graftserve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay = copy_small_overlay(tmp_path / "deploy", "flowers")
+    place = ("--overlay", overlay)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with FakeApi(ready=True) as api:
+        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
+        start = ("rollout", "start", *place, "--skip-comparison", "--auto", "--apply")
+        assert graftserve(*start, "--version", "4")[0] == 0
+        template = {"spec": {"template": {"metadata": {"labels": {"graftserve.dev/version": "3"}}}}}
+        api.edit("Deployment", "graftserve-stable", "flowers", template, "kubectl")
+        assert graftserve("rollout", "undo", *place, "--apply")[0] == 0
+        status, _, err = graftserve(*start, "--version", "5")
+        assert status == 1
+        _assert_said(OWNED, err)
+        assert graftserve("rollout", "apply", *place, "--take-over", "kubectl")[0] == 0
+        assert graftserve(*start, "--version", "5")[0] == 0
 
 
 # Stores, sums and disks

@@ -29,7 +29,6 @@ _ROUTE: Final = ("GRPCRoute", "graftserve")
 _STABLE_SERVICE, _CANARY_SERVICE = "graftserve", "graftserve-canary"
 _SERVICES: Final = frozenset({_STABLE_SERVICE, _CANARY_SERVICE})
 _VERSION_LABEL = "graftserve.dev/version"
-_CLIENT_SIDE = "kubectl-client-side-apply"
 _WATCH_S = 15.0  # then the pods are asked why they are not ready
 
 
@@ -176,14 +175,16 @@ class Cluster:
         if route is not None and not loses:
             self._apply(route)
 
-    def take_over(self) -> None:
-        """Make the fields ours that `kubectl apply` without --server-side owns, once.
+    def take_over(self, managers: Sequence[str]) -> None:
+        """Have other managers give up what they wrote of the overlay's objects: `settle` makes it ours.
 
-        Raises ConflictError (somebody changed an object meanwhile), ClusterError, and as `observe` does.
+        managers: by name, such as kubectl-client-side-apply for `kubectl apply` without --server-side.
+        Raises as `observe` does.
         """
         for document in self._rendered():
-            if self._api.disown(document, _CLIENT_SIDE):
-                self._tell_once(f"{label_of(document)}: taken over from {_CLIENT_SIDE}")
+            for manager in managers:
+                if self._api.disown(document, manager):
+                    self._tell_once(f"{label_of(document)}: taken over from {manager}")
 
     def _rendered(self) -> list[Document]:
         """What the overlay says now."""
@@ -211,14 +212,15 @@ class Cluster:
             return self._api.apply(document, dry_run=dry_run)
         except FieldConflictError as error:
             remedy = "take the field out of the overlay, or let the other manager give it up"
-            if error.managers == {_CLIENT_SIDE}:
+            if all(manager.startswith("kubectl") for manager in error.managers):
+                names = " ".join(f"--take-over {manager}" for manager in sorted(error.managers))
                 remedy = (
-                    "hand the overlay over once, if nobody else applies it: `graftserve rollout apply "
-                    f"--overlay {self._folder} --take-over`"
+                    "if that was done by hand, and is not needed any more, take it over: `graftserve rollout "
+                    f"apply --overlay {self._folder} {names}`"
                 )
             raise FieldConflictError(
-                f"{error}: another field manager owns what would change, and nothing is forced. To go on, "
-                f"{remedy}, and run this again",
+                f"{error}: another field manager owns what would change, and nothing is forced; {remedy}, "
+                "and run this again",
                 error.managers,
             ) from error
 

@@ -205,12 +205,15 @@ def test_what_others_own_is_left_to_them(
     assert (status, out) == (1, "")
     assert 'apply deployment/graftserve-canary: conflict with "kubectl-edit" using apps/v1' in err
     assert ".spec.template.metadata.labels.graftserve.dev/version" in err
-    assert "nothing is forced. To go on, take the field out of the overlay, or let the other" in err
-    assert "--take-over" not in err
+    assert "nothing is forced; if that was done by hand, and is not needed any more, take it over: " in err
     assert _tracks(overlay) == Tracks(3, 7, 0)
-    status, _, err = rollout("apply", "--take-over")  # from kubectl apply, not from kubectl edit
+    status, _, err = rollout("apply", "--take-over", "kubectl-client-side-apply")
     assert status == 1
     assert 'conflict with "kubectl-edit"' in err
+    status, _, err = rollout("apply", "--take-over", "kubectl-edit")
+    assert status == 0, err
+    assert "deployment/graftserve-canary: taken over from kubectl-edit" in err
+    assert _tracks(overlay) == Tracks(3)
 
 
 def test_what_plain_apply_owns_is_handed_over_once(
@@ -221,10 +224,11 @@ def test_what_plain_apply_owns_is_handed_over_once(
     status, _, err = rollout(*START)
     assert status == 1
     assert 'conflict with "kubectl-client-side-apply"' in err
-    assert "To go on, hand the overlay over once, if nobody else applies it: `graftserve rollout apply" in err
+    assert f"apply --overlay {overlay} --take-over kubectl-client-side-apply`, and run this again" in err
     assert _tracks(overlay) == Tracks(3)
 
-    status, _, err = rollout("apply", "--take-over")
+    take_over = ("apply", "--take-over", "kubectl-client-side-apply")
+    status, _, err = rollout(*take_over)
     assert status == 0, err
     assert "deployment/graftserve-canary: taken over from kubectl-client-side-apply" in err
     assert _tracks(overlay) == Tracks(3, 4, 1)  # as its files are
@@ -233,7 +237,7 @@ def test_what_plain_apply_owns_is_handed_over_once(
     assert "kubectl.kubernetes.io/last-applied-configuration" not in metadata.get("annotations", {})
     assert rollout("promote")[0] == 0
     assert _tracks(overlay) == Tracks(4)
-    assert "deployment/graftserve-canary: taken over" not in rollout("apply", "--take-over")[2]
+    assert "deployment/graftserve-canary: taken over" not in rollout(*take_over)[2]
 
 
 def test_somebody_elses_version_is_not_overwritten(
@@ -287,6 +291,32 @@ def test_calls_are_given_to_pods_that_are_ready_and_taken_from_those_that_go(
         fake.requests.clear()
         assert rollout(*command)[0] == 0
         assert _applied(fake, "deployments", "grpcroutes") == expected, command
+
+
+def test_what_a_controller_owns_is_not_for_the_taking(
+    rollout: Rollout, fake: FakeApi, namespace: str
+) -> None:
+    rollout("apply")
+    fake.edit("Deployment", "graftserve-stable", namespace, {"spec": {"revisionHistoryLimit": 7}}, "operator")
+    status, _, err = rollout("apply")
+    assert status == 1
+    assert 'conflict with "operator" using apps/v1: .spec.revisionHistoryLimit' in err
+    assert "nothing is forced; take the field out of the overlay, or let the other manager give it up" in err
+    assert "--take-over" not in err
+
+
+def test_an_undo_by_hand_is_caught_up_with(
+    rollout: Rollout, fake: FakeApi, overlay: Path, namespace: str
+) -> None:
+    """`kubectl rollout undo`, whose manager is kubectl."""
+    rollout("apply")
+    rollout(*START, "--auto")
+    template = {"spec": {"template": {"metadata": {"labels": {"graftserve.dev/version": "3"}}}}}
+    fake.edit("Deployment", "graftserve-stable", namespace, template, "kubectl")
+    assert rollout("start", "--version", "5", "--skip-comparison")[0] == 1
+    assert rollout("abort", "--leave")[0] == 0
+    assert rollout("undo")[0] == 0
+    assert _tracks(overlay) == Tracks(3)
 
 
 def test_a_conflict_changes_nothing(rollout: Rollout, fake: FakeApi, namespace: str) -> None:
