@@ -8,7 +8,6 @@ import json
 import math
 import os
 import random
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import click
 
 from .output import CommandError, ProgressPrinter, import_tensorflow, print_result, require_extra, write_whole
 from .server_process import ServerProcess
+from .termination import terminated_in_order
 
 if TYPE_CHECKING:
     from graftserve.k8s.rehearsal import Answer, Rollouts, Step
@@ -30,7 +30,6 @@ _MODEL = "digits"
 _STABLE, _GOOD, _BAD = 1, 2, 3
 _SWAPPED = ("4", "9")  # whoever labelled the bad version's images took one for the other
 _READY_TIMEOUT_S = 120.0
-_TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command("rehearsal")
@@ -85,7 +84,7 @@ def command(work_dir: Path, step_s: float, callers: int, sample: int, as_json: b
     started = time.monotonic()
     plan = Rollouts(_STABLE, _GOOD, _BAD, WEIGHTS_PERCENT)
     work_dir.mkdir(parents=True, exist_ok=True)
-    with _terminated_in_order(), _alone(work_dir):
+    with terminated_in_order(), _alone(work_dir):
         held_out = _prepare(work_dir)
         if not as_json:
             click.echo(_HEADER)
@@ -317,20 +316,6 @@ def _step_to_json(step: "Step") -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else round(value, 4)
-
-
-@contextmanager
-def _terminated_in_order() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, its children first."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

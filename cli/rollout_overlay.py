@@ -26,6 +26,7 @@ from .rollout_output import (
     show_history,
     who,
 )
+from .termination import terminated_in_order
 
 if TYPE_CHECKING:
     from graftserve.client import Client
@@ -325,9 +326,10 @@ def _opened(folder: Path, common: dict[str, Any]) -> Iterator[_Run]:
     with ExitStack() as stack:
         cluster = stack.enter_context(_cluster(folder, common)) if common["apply_it"] else None
         writer = stack.enter_context(_writing(overlay))
+        stack.enter_context(terminated_in_order())  # port-forwards end with it
         try:
             yield _Run(overlay, writer, cluster, common["as_json"], common["timeout_s"])
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             say("interrupted: the same command goes on, `graftserve rollout abort` goes back")
             raise
 

@@ -1,6 +1,8 @@
 """`graftserve rollout` on a cluster: the fake API server and, where there is one, a real one."""
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -850,3 +852,36 @@ def test_ramps_that_are_none(
 ) -> None:
     assert _run(["rollout", *START, "--overlay", str(overlay), *arguments]) == 2
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_comparison_that_is_ended_ends_its_port_forwards(
+    rollout: Rollout,
+    fake: FakeApi,
+    overlay: Path,
+    ways: Callable[..., list[Any]],
+    images: Path,
+    number: signal.Signals,
+) -> None:
+    rollout("apply")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        ways(stable=target, canary=target)
+        arguments = ["rollout", *COMPARED, "--overlay", str(overlay), "--apply", "--images", str(images)]
+        program = f"""
+from pathlib import Path
+from graftserve.cli.app import main
+from graftserve.k8s.rollout import forwarding
+forwarding.find_kubectl = lambda: Path({str(forwarding.find_kubectl())!r})
+main({arguments!r})
+"""
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        connection.close()
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert "interrupted: the same command goes on" in err
+    assert ways()[-1] == "ended"
+    assert rollout("abort")[0] == 0
