@@ -270,16 +270,21 @@ def _seen(folder: Path, context: str, timeout_s: float) -> _Seen:
     from graftserve.k8s.rollout import Cluster
 
     with Cluster(folder, context=context, timeout_s=timeout_s, patience_s=timeout_s, listener=say) as cluster:
-        states, differ = cluster.states(), cluster.differences()
+        states, route, differ = cluster.states(), cluster.route_troubles(), cluster.differences()
     lines = ["in the cluster:"]
     for name, state in states.items():
         version = "no version" if state.version is None else f"version {state.version}"
         lines.append(f"  {name}  {version}, {state.text}")
         lines += [f"    {trouble}" for trouble in state.troubles]
+    lines += [f"  route: {trouble}" for trouble in route]
     if differ:
         lines.append(f"  not as the files say: {', '.join(differ)}; `graftserve rollout apply` changes that")
-    values = {"differ": differ, "deployments": {name: asdict(state) for name, state in states.items()}}
-    return _Seen(not differ and all(state.ready for state in states.values()), values, lines)
+    values = {
+        "differ": differ,
+        "deployments": {name: asdict(state) for name, state in states.items()},
+        "route_troubles": route,
+    }
+    return _Seen(not differ and not route and all(state.ready for state in states.values()), values, lines)
 
 
 @dataclass(frozen=True)

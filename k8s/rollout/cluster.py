@@ -19,7 +19,7 @@ from .api import FIELD_MANAGER, Document, KubernetesApi, label_of
 from .errors import ClusterError, ConflictError, FieldConflictError, NotReadyError, OverlayError
 from .forwarding import port_forward
 from .overlay import Tracks
-from .ready import Progress, pod_troubles, progress
+from .ready import Progress, pod_troubles, progress, route_troubles
 
 __all__ = ["CANARY_DEPLOYMENT", "STABLE_DEPLOYMENT", "Cluster", "TrackState"]
 
@@ -131,6 +131,12 @@ class Cluster:
             troubles = () if done.ready else tuple(self._troubles(found))
             states[name] = TrackState(_version(found), done.ready, done.text, troubles)
         return states
+
+    def route_troubles(self) -> list[str]:
+        """Why Gateways do not serve the route, in their words; empty without a route. Raises as `observe`."""
+        route = _route(self._placed())
+        live = None if route is None else self._api.get(route)
+        return [] if live is None else route_troubles(live)
 
     def canary_trouble(self) -> str:
         """Why no pod of the canary can answer, in words; "" if one can. Raises as `observe` does."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Progress", "pod_troubles", "progress"]
+__all__ = ["Progress", "pod_troubles", "progress", "route_troubles"]
 
 _CONTAINERS = ("initContainerStatuses", "containerStatuses")
 _LONGEST_WORDS = 300
@@ -53,6 +53,20 @@ def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{_pods(count)}: {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
+
+
+def route_troubles(route: Mapping[str, Any]) -> list[str]:
+    """What Gateways have against a route: one line for each condition that is not met.
+
+    Source: RouteStatus in https://gateway-api.sigs.k8s.io/reference/spec/
+    """
+    troubles = []
+    for parent in (route.get("status") or {}).get("parents") or ():
+        for condition in parent.get("conditions") or ():
+            if condition["status"] == "False":
+                name = parent["parentRef"]["name"]
+                troubles.append(f"Gateway {name}: not {condition['type']}: {_words(condition)}")
+    return troubles
 
 
 def _reasons(pod: Mapping[str, Any]) -> Iterator[str]:

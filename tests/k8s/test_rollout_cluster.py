@@ -192,6 +192,17 @@ def test_a_stable_track_that_does_not_become_ready_leaves_both_ways_open(
     }
 
 
+def test_a_route_that_no_gateway_takes_is_seen(rollout: Rollout, fake: FakeApi, namespace: str) -> None:
+    rollout("apply")
+    assert rollout("status", "--cluster")[0] == 0
+    condition = {"type": "Accepted", "status": "False", "reason": "NoMatchingParent"}
+    parent = {"parentRef": {"name": "gateway"}, "controllerName": "x/y", "conditions": [condition]}
+    fake.set_status("GRPCRoute", "graftserve", namespace, {"parents": [parent]})
+    status, out, _ = rollout("status", "--cluster")
+    assert status == 1
+    assert "  route: Gateway gateway: not Accepted: NoMatchingParent\n" in out
+
+
 def test_what_others_own_is_left_to_them(
     rollout: Rollout, overlay: Path, namespace: str, config: Path, nodes: None, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from graftserve.k8s.rollout.ready import pod_troubles, progress
+from graftserve.k8s.rollout.ready import pod_troubles, progress, route_troubles
 
 
 def _deployment(wanted: int = 2, generation: int = 3, conditions: Any = (), **status: int) -> dict[str, Any]:
@@ -136,3 +136,20 @@ def test_long_words_are_cut() -> None:
     (line,) = pod_troubles([_pod(phase="Failed", message="x" * 1000)])
     assert len(line) < 330
     assert line.endswith("x…")
+
+
+def test_gateways_say_what_they_have_against_a_route() -> None:
+    accepted = {"type": "Accepted", "status": "True", "reason": "Accepted"}
+    unresolved = {
+        "type": "ResolvedRefs",
+        "status": "False",
+        "reason": "BackendNotFound",
+        "message": "Service graftserve-canary",
+    }
+    parent = {"parentRef": {"name": "gateway"}, "conditions": [accepted, unresolved]}
+    assert route_troubles({"status": {"parents": [parent]}}) == [
+        "Gateway gateway: not ResolvedRefs: BackendNotFound: Service graftserve-canary"
+    ]
+    parent["conditions"] = [accepted]
+    assert route_troubles({"status": {"parents": [parent]}}) == []
+    assert route_troubles({"spec": {}}) == []
