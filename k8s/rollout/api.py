@@ -274,8 +274,11 @@ def _namespace(document: Document) -> str | None:
 
 def _failure(what: str, error: Any) -> ClusterError | FieldConflictError:
     if causes := _causes(error):
-        fields = "; ".join(f"{cause.get('message', '')}: {cause.get('field', '')}" for cause in causes)
-        return FieldConflictError(f"{what}: {fields}", frozenset(_manager(cause) for cause in causes))
+        fields: dict[str, list[str]] = {}
+        for cause in causes:
+            fields.setdefault(cause.get("message", ""), []).append(cause.get("field", ""))
+        text = "; ".join(f"{message}: {', '.join(names)}" for message, names in fields.items())
+        return FieldConflictError(f"{what}: {text}", frozenset(_manager(cause) for cause in causes))
     return ClusterError(f"{what}: {_message(error)}")
 
 
