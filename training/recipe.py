@@ -115,11 +115,13 @@ class PseudoLabels:
 class Stage:
     """One part of fine-tuning: what learns, for how long, and how fast.
 
+    name: in progress, messages and the report.
     unfreeze: the backbone's layers that learn beside the head: "none", "all", "boundary" (the backbone
         table's), or a layer's name or index, from which on they do.
     augment: false learns from the images as they are: with nothing unfrozen, from cached features.
     scopes: with any, only layers whose names begin with one of them learn ("head" is the head's).
     epochs: passes over the training images; steps: with a number above 0, that many batches instead.
+    optimizer: of all that learns.
     learning_rate: the head's. backbone_rate: the backbone's, as a share of it. layer_decay: each block of the
         backbone below its top one learns by this factor slower than the one above it (1: all alike).
     schedule: after `warmup_epochs` of linear warmup: "constant"; "exponential", by decay_rate every
@@ -181,7 +183,7 @@ class Recipe:
     backbone: a name of the backbone table. weights: "imagenet", "none" or a file; weights_until: the last
         layer to load; weights_exclude: layers not to load; truncate_at: the layer whose pooled output is the
         features ("": the network's own).
-    Percentages: 0 to below 100, the rest is trained on.
+    validation_percent, test_percent: together below 100, the rest is trained on. batch_size: of every stage.
     label_smoothing: share of the target spread over all classes. class_weights: "balanced" weighs each
         class by the inverse of its images. clip_norm: largest global norm of the gradients (0: any).
     ema_decay: with a number above 0, the moving average of the weights is what is evaluated and kept.
