@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 # TensorFlow imports three times slower without its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo rehearsal test lint format bench wire clean
+.PHONY: demo rehearsal test lint format bench docs wire clean
 
 demo: $(VENV)/installed
 	$(BIN)/graftserve demo --work-dir build/demo
@@ -37,6 +37,10 @@ bench: $(VENV)/installed
 	for benchmark in feature_extraction classic_bottleneck serving \
 	  decode exported_signature soak client client_thin prepare; do \
 	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
+
+# The variable silences a notice of the theme's about the future of MkDocs.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 wire: $(VENV)/dependencies
 	PYTHON=$(BIN)/python scripts/generate-wire
