@@ -8,6 +8,7 @@ https://github.com/grpc/grpc/blob/master/doc/{health-checking,server-reflection}
 import logging
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -329,14 +330,23 @@ def _behaviour(
 
 def _origin(method: methods.Method[Any, Any], context: grpc.ServicerContext, code: Code) -> Origin:
     headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
+    name = f"{method.service}/{method.name}"
     attributes: dict[str, str | int] = {
-        "rpc.system": "grpc",
-        "rpc.service": method.service,
-        "rpc.method": method.name,
-        "rpc.grpc.status_code": code.value,
-        "network.peer.address": context.peer(),
+        "rpc.system.name": "grpc",
+        "rpc.method": name,
+        "rpc.status_code": code.name,
+        **_peer(context.peer()),
     }
-    return Origin(f"{method.service}/{method.name}", headers, attributes)
+    return Origin(name, headers, attributes)
+
+
+def _peer(name: str) -> dict[str, str | int]:
+    """A caller's address and port, or its socket's path. name: gRPC's, such as "ipv6:%5B::1%5D:80"."""
+    scheme, _, rest = urllib.parse.unquote(name).partition(":")
+    host, _, port = rest.rpartition(":")
+    if scheme in ("ipv4", "ipv6") and port.isdecimal():
+        return {"network.peer.address": host.strip("[]"), "network.peer.port": int(port)}
+    return {"network.peer.address": rest}
 
 
 def _cut(message: str) -> str:

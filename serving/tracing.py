@@ -4,7 +4,7 @@ Each request becomes a server span, a child of the caller's where its headers na
 with two children: `queue`, the wait for a thread, and `run`, what the model took. They are made once the
 request is answered and its times are known, so that a server without traces only ever tests for None, and
 imports nothing. Where to send, how many, and as whom is left to the OTEL_* variables, which the SDK reads.
-Source: https://opentelemetry.io/docs/specs/semconv/{rpc/grpc,http/http-spans},
+Source: https://github.com/open-telemetry/semantic-conventions, docs/{rpc,http}, v1.45.0, as the client's;
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables, https://www.w3.org/TR/trace-context.
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Origin", "Tracer"]
 
+_SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"
 _EXPORTERS = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
     "http/protobuf": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
@@ -86,7 +87,7 @@ class Tracer:
         # Not at exit as well: with a collector that is away it would hold up a process that has stopped.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("graftserve", version("graftserve"))
+        self._tracer = self._provider.get_tracer("graftserve", version("graftserve"), _SCHEMA_URL)
         self._trace, self._propagate, self._context = trace, propagate, Context
 
     def record(self, call: "Call", origin: Origin, code: Code, message: str, seconds: float) -> str:
@@ -119,7 +120,7 @@ class Tracer:
                 child.end(end_ns if call.runtime_s is None else run_ns + int(call.runtime_s * 1e9))
             if code is not Code.OK:
                 span.set_attribute("error.type", code.name)
-                span.set_attribute("error.message", message[:_MAX_MESSAGE_CHARACTERS])
+                span.set_attribute("graftserve.error.message", message[:_MAX_MESSAGE_CHARACTERS])
             if code in _FAULTS:
                 span.set_status(trace.StatusCode.ERROR, message[:_MAX_MESSAGE_CHARACTERS])
         span.end(end_ns)

@@ -36,7 +36,7 @@ from graftserve.client.wire.tensors import to_array, to_proto
 from graftserve.serving.app import Server
 from graftserve.serving.errors import Code, ServingError
 from graftserve.serving.flags import Options
-from graftserve.serving.grpc_api import _STATUS
+from graftserve.serving.grpc_api import _STATUS, _peer
 from graftserve.serving.rest_api import HTTP_STATUS
 
 Publish = Callable[[str, Path], Path]
@@ -313,6 +313,20 @@ def test_a_deluge_is_refused_and_not_stored(
     assert codes == ["DEADLINE_EXCEEDED"] * 3 + ["RESOURCE_EXHAUSTED"] * 5
 
 
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [
+        ("ipv4:127.0.0.1:4711", {"network.peer.address": "127.0.0.1", "network.peer.port": 4711}),
+        ("ipv6:%5B::1%5D:4711", {"network.peer.address": "::1", "network.peer.port": 4711}),
+        ("ipv6:[::1]:4711", {"network.peer.address": "::1", "network.peer.port": 4711}),
+        ("unix:/run/s.sock", {"network.peer.address": "/run/s.sock"}),
+        ("unix:", {"network.peer.address": ""}),
+    ],
+)
+def test_callers_are_named_as_the_conventions_of_traces_want(name: str, peer: dict[str, Any]) -> None:
+    assert _peer(name) == peer
+
+
 def test_bytes_that_are_no_request_are_the_clients_fault(
     many_server: Server, channel_to: Callable[[Server], grpc.Channel]
 ) -> None:
@@ -400,7 +414,7 @@ def test_the_access_log_has_one_line_of_json_for_each_request(
     )
     assert (good["code"], good["signature"], good["engine"]) == ("OK", "serving_default", "tensorflow")
     assert 0 < good["runtime_seconds"] < good["seconds"] < 30
-    assert good["peer"].startswith("ipv4:127.0.0.1:")
+    assert good["peer"] == bad["peer"] == "127.0.0.1"
     assert (bad["code"], bad["entrypoint"], bad["version"]) == ("NOT_FOUND", "REST", None)
     assert bad["error"] == "Servable not found for request: Latest(nope)"
 
