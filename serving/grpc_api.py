@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -82,8 +82,12 @@ class GrpcServer:
         model: ModelServiceImpl,
         metrics: Metrics,
     ) -> None:
+        calls = _Calls(prediction, model, settings.packed_tensors)
+        handlers = _handlers(calls, metrics)
+        door = _Door(handlers, metrics)
         self._server = grpc.server(
-            _TimedPool(settings.max_threads, "graftserve-grpc"),
+            _TimedPool(settings.max_threads, "graftserve-grpc", door.took),
+            interceptors=[door],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes or -1),
                 ("grpc.max_send_message_length", -1),
@@ -94,8 +98,6 @@ class GrpcServer:
             maximum_concurrent_rpcs=settings.max_threads + settings.max_queued,
         )
         self._health: Health | None = None
-        calls = _Calls(prediction, model, settings.packed_tensors)
-        handlers = _handlers(calls, metrics)
         for service, methods_of_it in handlers.items():
             self._server.add_registered_method_handlers(service, methods_of_it)
         names = [*handlers, reflection.SERVICE_NAME]
@@ -154,12 +156,44 @@ class GrpcServer:
         return port
 
 
+class _Door(grpc.ServerInterceptor):
+    """Counts the calls that gRPC refuses as one too many, which no handler and no thread ever sees.
+
+    gRPC takes calls up one after another: it asks interceptors for the handler, then gives the call to the
+    pool or refuses it. So what is not in the pool when the next call comes was refused.
+    """
+
+    def __init__(self, services: Mapping[str, Iterable[str]], metrics: Metrics) -> None:
+        self._apis = {f"/{service}/{name}": name for service, names in services.items() for name in names}
+        self._metrics = metrics
+        self._came: str | None = None
+
+    def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        if self._came is not None:
+            self._metrics.refused(self._came, "GRPC")
+        self._came = self._apis.get(handler_call_details.method)
+        return continuation(handler_call_details)
+
+    def took(self) -> None:
+        """The call that came last is in the pool."""
+        self._came = None
+
+
 class _TimedPool(ThreadPoolExecutor):
-    """Tells each call how long it waited for its thread."""
+    """Tells each call how long it waited for its thread, and calls `on_submit` with each."""
 
     _waited = threading.local()
 
+    def __init__(self, max_workers: int, name: str, on_submit: Callable[[], None]) -> None:
+        super().__init__(max_workers, name)
+        self._on_submit = on_submit
+
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        self._on_submit()
         submitted_s = time.perf_counter()
 
         def run() -> T:

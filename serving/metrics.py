@@ -5,7 +5,7 @@ that dashboards and alerts for it work here. Beside them ours, in seconds, with 
 signature, status code, time in the queue, images that could not be read, and each version's state.
 
 Unlike there, a request for a model that the server does not know counts under the name "(unknown)": otherwise
-anybody could make it hold series without bound.
+anybody could make it hold series without bound. So does one that is refused unread, and there not counted.
 Source: tensorflow_serving/servables/tensorflow/util.cc, tensorflow_serving/batching/{batching_session.cc,
 batching_util.h} and tensorflow/cc/saved_model/loader.cc for names, labels and buckets.
 """
@@ -308,6 +308,12 @@ class Metrics:
             trace_id = self._tracer.record(call, origin, code, message, seconds)
         if self._access_log is not None:
             self._access_log.info(_access_line(call, origin, code, message, seconds, trace_id))
+
+    def refused(self, api: str, entrypoint: str) -> None:
+        """A request was refused before it was read, since too many wait: nobody knows its model."""
+        code = Code.RESOURCE_EXHAUSTED.name
+        self._count.add((_UNKNOWN_MODEL, code))
+        self._requests[_UNKNOWN_MODEL, "", "", api, entrypoint, code].inc()
 
     def is_busy(self) -> bool:
         """Whether a request is under way."""

@@ -294,14 +294,16 @@ def test_other_origins_may_ask_only_when_told(half: Path, start_server: Start, m
     assert (response.status, response.getheader("Access-Control-Allow-Origin")) == (400, None)
 
 
-def test_a_deluge_is_refused_and_not_stored(
+def test_a_deluge_is_refused_and_not_stored_but_counted(
     publish: Publish,
     start_server: Start,
     tmp_path: Path,
     channel_to: Callable[[Server], grpc.Channel],
+    monitoring: str,
 ) -> None:
     publish("many", tmp_path / "1")
-    server = start_server(tmp_path, grpc_max_threads=1, max_queued_requests=2)
+    limits = {"grpc_max_threads": 1, "max_queued_requests": 2}
+    server = start_server(tmp_path, monitoring_config_file=monitoring, **limits)
     channel = channel_to(server)
     call = channel.unary_unary(PREDICT.path, PredictRequest.SerializeToString, PredictResponse.FromString)
     request = PredictRequest()
@@ -311,6 +313,17 @@ def test_a_deluge_is_refused_and_not_stored(
     calls = [call.future(request, timeout=3) for _ in range(8)]
     codes = sorted(future.exception().code().name for future in calls)
     assert codes == ["DEADLINE_EXCEEDED"] * 3 + ["RESOURCE_EXHAUSTED"] * 5
+    # What was refused last is counted when the next call comes, and here that one may be refused, too.
+    refused = 5
+    deadline = time.monotonic() + 30
+    while rpc_error(lambda: predict(channel, predict_request(name="nobody")))[0] != "NOT_FOUND":
+        refused += 1
+        assert time.monotonic() < deadline
+    after = metrics_of(server)
+    labels = 'api="Predict",code="RESOURCE_EXHAUSTED",entrypoint="GRPC"'
+    ours = f'graftserve_requests_total{{{labels},model_name="(unknown)",signature="",version=""}}'
+    there = ':tensorflow:serving:request_count{model_name="(unknown)",status="RESOURCE_EXHAUSTED"}'
+    assert after[ours] == after[there] == refused
 
 
 @pytest.mark.parametrize(
