@@ -70,6 +70,10 @@ class KubernetesApi:
         self._client.close()
         self._cache.cleanup()
 
+    def is_namespaced(self, document: Document) -> bool:
+        """Whether objects of this kind are in namespaces. Raises ClusterError."""
+        return self._ask(f"look {document['kind']} up", lambda: bool(self._resource(document).namespaced))
+
     def apply(self, document: Document, *, dry_run: bool = False) -> Document:
         """Server-side apply by FIELD_MANAGER, never forced; returns the object that it makes.
 

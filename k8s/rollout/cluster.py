@@ -85,8 +85,8 @@ class Cluster:
     def observe(self) -> Tracks | None:
         """What is applied, whoever did it; None if nothing is. Without a route the weights are 100 and 0.
 
-        Raises ClusterError, OverlayError (no such Deployments in the manifests), KubectlError,
-        ManifestsError (the overlay cannot be rendered).
+        Raises ClusterError, OverlayError (no such Deployments, or no namespace, in the manifests),
+        KubectlError, ManifestsError (the overlay cannot be rendered).
         """
         documents = self._placed()
         stable, canary = (self._api.get(_deployment(documents, name)) for name in _DEPLOYMENTS)
@@ -198,8 +198,15 @@ class Cluster:
 
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C is not everywhere
         text = render_folder(self._folder)
-        self._places = [document for document in yaml.load_all(text, loader) if document]
-        return self._places
+        documents = [document for document in yaml.load_all(text, loader) if document]
+        for document in documents:
+            if not _has_namespace(document) and self._api.is_namespaced(document):
+                raise OverlayError(
+                    f"{self._folder / 'kustomization.yaml'}: expected `namespace: NAME`, got none: "
+                    f"{label_of(document)} would be in no namespace"
+                )
+        self._places = documents
+        return documents
 
     def _placed(self) -> list[Document]:
         """The same of names and namespaces alone, which no rollout changes."""
@@ -280,6 +287,10 @@ def _check_versions(folder: Path, documents: Sequence[Document], tracks: Tracks)
                 f"{folder}: expected {_said(wanted)} in the label {_VERSION_LABEL} of {name}'s pods, got "
                 f"{_said(found)}: is component versions the last in its kustomization.yaml?"
             )
+
+
+def _has_namespace(document: Document) -> bool:
+    return "namespace" in document["metadata"]
 
 
 def _meant(document: Document) -> Document:

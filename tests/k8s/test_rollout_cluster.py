@@ -643,6 +643,20 @@ def test_an_overlay_that_does_not_render_is_not_applied(
     assert fake.requests == []
 
 
+@pytest.mark.parametrize("command", ["apply", "start", "status"])
+def test_an_overlay_without_a_namespace_is_not_applied(
+    rollout: Rollout, fake: FakeApi, overlay: Path, namespace: str, command: str
+) -> None:
+    path = overlay / "kustomization.yaml"
+    path.write_text(path.read_text().replace(f"namespace: {namespace}\n", ""))
+    arguments = {"apply": ("apply",), "start": START, "status": ("status", "--cluster")}[command]
+    status, out, err = rollout(*arguments)
+    assert (status, out) == (1, "")
+    assert f"{path}: expected `namespace: NAME`, got none: " in err
+    assert "would be in no namespace" in err
+    assert [request for request in fake.requests if request.method != "GET"] == []
+
+
 @pytest.fixture
 def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """ways(stable=..., canary=...) says where port-forwards lead; without arguments, what was asked for."""
