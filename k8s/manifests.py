@@ -3,6 +3,7 @@
     base/                   two tracks of one pod, Services, service account, disruption budget
     components/<feature>/   what may be added; the first line of kustomization.yaml says what it is
     overlays/<place>/       a base with components, and stable.env and canary.env
+    deployer/               what whoever rolls out may do: an administrator's, and part of no overlay
 
 They are plain Kustomize: `kubectl apply -k k8s/overlays/production` needs none of this module.
 """
@@ -95,7 +96,7 @@ def used_components(overlay: str) -> tuple[str, ...]:
 def copy_manifests(
     overlay: str, directory: Path, *, add: Sequence[str] = (), leave_out: Collection[str] = ()
 ) -> Path:
-    """Copy base, components and one overlay to a folder of one's own; returns the overlay's folder there.
+    """Copy an overlay and all that goes with it to a folder of one's own; returns the overlay's folder there.
 
     directory: new, or empty. add, leave_out: components that the copy has beside, or without, those of the
     overlay. Raises ManifestsError (no such overlay or component, or they do not go together), OSError.
@@ -103,7 +104,7 @@ def copy_manifests(
     wanted = _checked(overlay, add, leave_out)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ManifestsError(f"{directory}: expected a new or an empty folder, since its files would be lost")
-    for folder in ("base", "components", f"overlays/{overlay}"):
+    for folder in ("base", "components", "deployer", f"overlays/{overlay}"):
         shutil.copytree(
             _ROOT / folder, directory / folder, ignore=shutil.ignore_patterns("__pycache__", "__init__.py")
         )

@@ -16,10 +16,10 @@ from graftserve.cli.pull import command as pull_command
 from graftserve.cli.train import command as train_command
 from graftserve.client.wire import ModelServerConfig
 from graftserve.k8s.manifests import ORDER, components, overlays
-from graftserve.k8s.render import KubectlError, find_kubectl
+from graftserve.k8s.render import KubectlError, find_kubectl, render_folder
 from graftserve.serving import app
 from graftserve.serving.flags import Options
-from tests.k8s.mixes import MIXES, Mix, Object, mix, pod_labels, pod_specs
+from tests.k8s.mixes import MIXES, Mix, Object, mix, parse, pod_labels, pod_specs
 from tests.serving.containers import DOCKERFILES, METRICS, Dockerfile
 
 _ROOT = Path(__file__).parents[2]
@@ -174,6 +174,14 @@ class _Valid:
 @pytest.fixture(scope="session")
 def valid() -> _Valid:
     return _Valid()
+
+
+def test_the_schemas_are_kept_by_what_a_deployer_is_given(valid: "_Valid") -> None:
+    objects = parse(render_folder(_ROOT / "k8s/deployer"))
+    assert [item["kind"] for item in objects] == ["Role", "RoleBinding"]
+    for item in objects:
+        valid.check(item)
+        assert "namespace" not in item["metadata"]  # kubectl's --namespace would be refused
 
 
 def test_the_schemas_are_strict(valid: _Valid) -> None:

@@ -73,6 +73,7 @@ def test_a_copy_is_complete_editable_and_keeps_its_comments(kubectl: Path, tmp_p
     folder = tmp_path / "deploy/overlays/production"
     assert f"graftserve rollout apply --overlay {folder}" in done.stdout
     assert render_folder(folder) == render("production", add=["tls"])
+    assert "kind: RoleBinding" in render_folder(tmp_path / "deploy/deployer")
     text = (folder / "kustomization.yaml").read_text()
     assert "# Your registry" in text
     assert not list((tmp_path / "deploy").rglob("__pycache__"))
