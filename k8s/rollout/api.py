@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from .errors import ClusterError, FieldConflictError
+from .errors import ClusterError, FieldConflictError, ForbiddenError
 
 __all__ = ["FIELD_MANAGER", "Document", "KubernetesApi", "label_of"]
 
@@ -78,7 +78,7 @@ class KubernetesApi:
         """Server-side apply by FIELD_MANAGER, never forced; returns the object that it makes.
 
         dry_run: only see what it would make. Raises FieldConflictError if another manager owns a field that
-        would change, ClusterError.
+        would change, ForbiddenError, ClusterError.
         """
         options = {"dry_run": "All"} if dry_run else {}
         applied = self._ask(
@@ -97,7 +97,7 @@ class KubernetesApi:
     def get(self, document: Document) -> Document | None:
         """The object with the kind and name of `document`, as it is now; None if it is not there.
 
-        Raises ClusterError.
+        Raises ForbiddenError, ClusterError.
         """
         from kubernetes.dynamic.exceptions import NotFoundError
 
@@ -283,7 +283,8 @@ def _failure(what: str, error: Any) -> ClusterError | FieldConflictError:
             fields.setdefault(cause.get("message", ""), []).append(cause.get("field", ""))
         text = "; ".join(f"{message}: {', '.join(names)}" for message, names in fields.items())
         return FieldConflictError(f"{what}: {text}", frozenset(_manager(cause) for cause in causes))
-    return ClusterError(f"{what}: {_message(error)}")
+    failure = ForbiddenError if error.status == 403 else ClusterError
+    return failure(f"{what}: {_message(error)}")
 
 
 def _causes(error: Any) -> list[Mapping[str, str]]:

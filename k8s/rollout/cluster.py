@@ -3,10 +3,16 @@
 Fields belong to the manager `graftserve-rollout`. Where another manager owns one that would change, nothing
 is applied, and nothing is ever forced.
 
+What belongs to no namespace, the Namespace itself above all, is applied only where it is not yet as the
+overlay says: otherwise rights in one namespace are enough. So a label that the overlay drops stays on it.
+
 A route is applied before the pods where it takes calls away from the canary, and after they are ready where
 it gives it more: nobody is sent to pods that are not there.
 """
 
+import os
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +22,16 @@ from typing import Final
 
 from ..render import render_folder
 from .api import FIELD_MANAGER, Document, KubernetesApi, label_of
-from .errors import ClusterError, ConflictError, FieldConflictError, NotReadyError, OverlayError
+from .errors import (
+    ClusterError,
+    ConflictError,
+    FieldConflictError,
+    ForbiddenError,
+    NotReadyError,
+    OverlayError,
+)
 from .forwarding import port_forward
+from .match import says_all
 from .overlay import Tracks
 from .ready import Progress, pod_troubles, progress, route_troubles
 
@@ -85,11 +99,11 @@ class Cluster:
     def observe(self) -> Tracks | None:
         """What is applied, whoever did it; None if nothing is. Without a route the weights are 100 and 0.
 
-        Raises ClusterError, OverlayError (no such Deployments, or no namespace, in the manifests),
-        KubectlError, ManifestsError (the overlay cannot be rendered).
+        Raises ForbiddenError, ClusterError, OverlayError (no such Deployments, or no namespace, in the
+        manifests), KubectlError, ManifestsError (the overlay cannot be rendered).
         """
         documents = self._placed()
-        stable, canary = (self._api.get(_deployment(documents, name)) for name in _DEPLOYMENTS)
+        stable, canary = (self._get(_deployment(documents, name)) for name in _DEPLOYMENTS)
         if stable is None:
             return None
         version = _version(stable)
@@ -98,7 +112,7 @@ class Cluster:
                 f"{label_of(stable)}: expected pods with a version in the label {_VERSION_LABEL}, got none"
             )
         route = _route(documents)
-        live = None if route is None else self._api.get(route)
+        live = None if route is None else self._get(route)
         weights = (100, 0) if live is None else _weights(live)
         if canary is None:
             return Tracks(version, None, 0, *weights)
@@ -123,7 +137,7 @@ class Cluster:
         states = {}
         for name in _DEPLOYMENTS:
             document = _deployment(documents, name)
-            found = self._api.get(document)
+            found = self._get(document)
             if found is None:
                 states[name] = TrackState(None, False, "not there")
                 continue
@@ -135,12 +149,12 @@ class Cluster:
     def route_troubles(self) -> list[str]:
         """Why Gateways do not serve the route, in their words; empty without a route. Raises as `observe`."""
         route = _route(self._placed())
-        live = None if route is None else self._api.get(route)
+        live = None if route is None else self._get(route)
         return [] if live is None else route_troubles(live)
 
     def canary_trouble(self) -> str:
         """Why no pod of the canary can answer, in words; "" if one can. Raises as `observe` does."""
-        found = self._api.get(_deployment(self._placed(), CANARY_DEPLOYMENT))
+        found = self._get(_deployment(self._placed(), CANARY_DEPLOYMENT))
         if found is not None and (found.get("status") or {}).get("availableReplicas", 0):
             return ""
         troubles = [] if found is None else self._troubles(found)
@@ -151,10 +165,9 @@ class Cluster:
 
         Raises FieldConflictError and as `observe` does.
         """
-        documents = self._rendered()
         differ = []
-        for document in documents:
-            live = self._api.get(document)
+        for document in self._to_apply(self._rendered()):
+            live = self._get(document)
             if live is None or _meant(self._apply(document, dry_run=True)) != _meant(live):
                 differ.append(label_of(document))
         return differ
@@ -163,15 +176,17 @@ class Cluster:
         """Apply the overlay, whose files say `tracks`, and wait until the pods of both tracks are ready.
 
         The server is asked first whether it would take all of it, so that a conflict changes nothing.
-        Raises FieldConflictError, NotReadyError, ClusterError, OverlayError (the files do not reach the
-        manifests), KubectlError, ManifestsError (they cannot be rendered).
+        Raises FieldConflictError, NotReadyError, ForbiddenError, ClusterError, OverlayError (the files do not
+        reach the manifests, or these name no namespace), KubectlError, ManifestsError (they cannot be
+        rendered).
         """
         documents = self._rendered()
         _check_versions(self._folder, documents, tracks)
         self._tell_once(f"apply {self._folder}, by {FIELD_MANAGER}")
+        documents = self._to_apply(documents)
         self._try(documents)
         route = _route(documents)
-        live = None if route is None else self._api.get(route)
+        live = None if route is None else self._get(route)
         loses = route is not None and live is not None and _share(route) <= _share(live)
         others = [document for document in documents if document is not route]
         for document in [route, *others] if route is not None and loses else others:
@@ -187,7 +202,7 @@ class Cluster:
         managers: by name, such as kubectl-client-side-apply for `kubectl apply` without --server-side.
         Raises as `observe` does.
         """
-        for document in self._rendered():
+        for document in self._to_apply(self._rendered()):
             for manager in managers:
                 if self._api.disown(document, manager):
                     self._tell_once(f"{label_of(document)}: taken over from {manager}")
@@ -212,17 +227,33 @@ class Cluster:
         """The same of names and namespaces alone, which no rollout changes."""
         return self._places or self._rendered()
 
+    def _to_apply(self, documents: Sequence[Document]) -> list[Document]:
+        """Without what belongs to no namespace and is as it should be already."""
+        return [
+            document
+            for document in documents
+            if _has_namespace(document) or not says_all(self._get(document), document)
+        ]
+
     def _try(self, documents: Sequence[Document]) -> None:
         """Without effect, except that namespaces must be there for what is in them: new ones are made."""
         for document in documents:
-            if document["kind"] == "Namespace" and self._api.get(document) is None:
+            if document["kind"] == "Namespace" and self._get(document) is None:
                 self._apply(document)
         for document in documents:
             self._apply(document, dry_run=True)
 
+    def _get(self, document: Document) -> Document | None:
+        try:
+            return self._api.get(document)
+        except ForbiddenError as error:
+            raise self._forbidden(document, error) from error
+
     def _apply(self, document: Document, *, dry_run: bool = False) -> Document:
         try:
             return self._api.apply(document, dry_run=dry_run)
+        except ForbiddenError as error:
+            raise self._forbidden(document, error) from error
         except FieldConflictError as error:
             remedy = "take the field out of the overlay, or let the other manager give it up"
             if all(manager.startswith("kubectl") for manager in error.managers):
@@ -237,10 +268,29 @@ class Cluster:
                 error.managers,
             ) from error
 
+    def _forbidden(self, document: Document, error: ForbiddenError) -> ForbiddenError:
+        """With who must do what."""
+        apply_all = f"`graftserve rollout apply --overlay {shlex.quote(str(self._folder))}`"
+        if not _has_namespace(document):
+            return ForbiddenError(
+                f"{error}. It is not there, or not as the overlay says, or not yours to see. An "
+                f"administrator applies it once, by {apply_all}"
+            )
+        # It has no reason where an apply lacks only the right to create. A quota or a policy has its own.
+        if not re.search(r" cannot |is forbidden:$", str(error)):
+            return ForbiddenError(str(error))
+        deployer = Path(os.path.normpath(self._folder / "../../deployer"))
+        origin = "" if deployer.is_dir() else ", a folder that `graftserve k8s render --output` makes"
+        return ForbiddenError(
+            f"{error}. An administrator gives the rights to roll out once, by `kubectl apply --namespace "
+            f"{document['metadata']['namespace']} -k {shlex.quote(str(deployer))}`{origin}, after "
+            f"{apply_all} if nothing is there yet"
+        )
+
     def _wait(self, document: Document) -> None:
         deadline = self._now() + self._ready_timeout_s
         while True:
-            found = self._api.get(document)
+            found = self._get(document)
             if found is None:
                 raise ConflictError(
                     f"{label_of(document)}: somebody else took it away while it was waited for"

@@ -8,6 +8,7 @@ RolloutError
 ├── ConfigFileError  the server's --model_config_file cannot be read, edited or written
 ├── OverlayError     an overlay's files cannot be read or written, or do not say what they must
 ├── ClusterError     the Kubernetes API does not answer, or refuses, in its own words
+│   ├── ForbiddenError  whoever asks has not the right to
 │   └── NotReadyError  a Deployment's pods are not ready in time
 ├── JournalError     the record cannot be read or written, or holds no such rollout
 └── StuckError       no way on and none back; the record stays open, so that running again goes on
@@ -19,6 +20,7 @@ __all__ = [
     "ConfigFileError",
     "ConflictError",
     "FieldConflictError",
+    "ForbiddenError",
     "JournalError",
     "NotReadyError",
     "OverlayError",
@@ -62,6 +64,10 @@ class OverlayError(RolloutError):
 
 class ClusterError(RolloutError):
     """The cluster cannot be reached, or refuses; part of it may be done, and asking again does the rest."""
+
+
+class ForbiddenError(ClusterError):
+    """Whoever asks has not the right to, by the API server's word."""
 
 
 class NotReadyError(ClusterError):

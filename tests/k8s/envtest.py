@@ -2,7 +2,8 @@
 
     KUBEBUILDER_ASSETS=$HOME/kubebuilder/bin python -m pytest tests/k8s/test_fake_api.py
 
-Nothing runs in it: no controllers, no nodes. Everybody with its kubeconfig may do everything.
+Nothing runs in it: no controllers, no nodes. It has two users: envtest may do everything, deployer what Roles
+give to the group graftserve-deployers.
 """
 
 import os
@@ -46,13 +47,14 @@ def find_assets() -> Path | None:
 class EnvTest:
     """etcd and kube-apiserver from `assets`, with definitions of our custom kinds, from `with` on.
 
-    config_path: the kubeconfig, whose context is "envtest". etcd_url: for those who look below.
+    config_path, deployer_path: the users' kubeconfigs, whose contexts are "envtest" and "deployer".
+    etcd_url: for those who look below.
     """
 
     def __init__(self, assets: Path) -> None:
         self._assets = assets
         self._cleanup = ExitStack()
-        self.config_path = Path()
+        self.config_path = self.deployer_path = Path()
         self.etcd_url = ""
         self.version = ""
         self.minor = 0
@@ -92,8 +94,11 @@ class EnvTest:
         certificate.private_key_pem.write_to_path(folder / "server.key")
         for blob in certificate.cert_chain_pems:
             blob.write_to_path(folder / "server.crt", append=True)
-        token = secrets.token_hex(16)
-        (folder / "tokens.csv").write_text(f'{token},envtest,envtest,"system:masters"\n')
+        users = {"envtest": "system:masters", "deployer": "graftserve-deployers"}
+        tokens = {user: secrets.token_hex(16) for user in users}
+        (folder / "tokens.csv").write_text(
+            "".join(f'{tokens[user]},{user},{user},"{group}"\n' for user, group in users.items())
+        )
         url = f"https://127.0.0.1:{port}"
         api = self._run(
             stack,
@@ -120,15 +125,13 @@ class EnvTest:
         _wait(
             f"{url}/readyz",
             context,
-            {"Authorization": f"Bearer {token}"},
+            {"Authorization": f"Bearer {tokens['envtest']}"},
             api,
             folder / "kube-apiserver.log",
         )
-        self.config_path = write_kubeconfig(
-            folder / "config",
-            "envtest",
-            {"server": url, "certificate-authority": str(folder / "ca.crt")},
-            {"token": token},
+        cluster = {"server": url, "certificate-authority": str(folder / "ca.crt")}
+        self.config_path, self.deployer_path = (
+            write_kubeconfig(folder / user, user, cluster, {"token": token}) for user, token in tokens.items()
         )
         self._install_kinds()
 
