@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -143,6 +144,26 @@ def test_a_page_shows_what_a_git_host_shows(site: Path, name: str) -> None:
     assert here.words == there.words
     for tag in ("h1", "h2", "h3", "p", "ul", "ol", "li", "pre", "table", "tr", "td", "strong", "em"):
         assert here.tags.get(tag, 0) == there.tags.get(tag, 0), tag
+
+
+@pytest.mark.parametrize("figure", sorted(_DOCS.rglob("*.svg")), ids=lambda path: path.stem)
+def test_a_figure_stands_alone_on_any_background(figure: Path) -> None:
+    """It is shown as an image, which knows nothing of the page's colours and may load nothing."""
+    text = figure.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    _, _, width, height = root.attrib["viewBox"].split()
+    card = next(child for child in root if child.tag.endswith("}rect"))
+    assert card.attrib.items() >= {"class": "card", "width": width, "height": height}.items()
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"href|src=|<script|@import|url\((?!#)", text)
+    shown = [
+        alt
+        for page in (_ROOT / "README.md", *_DOCS.rglob("*.md"))
+        for alt, link in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        if (page.parent / link).resolve() == figure
+    ]
+    assert shown
+    assert all(len(alt.split()) > 5 for alt in shown)
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
