@@ -6,6 +6,7 @@ the client's against FakeServer, export's (slow) on a real run; the README's doe
 """
 
 import ast
+import dataclasses
 import importlib
 import json
 import re
@@ -29,6 +30,8 @@ from graftserve.cli.app import cli
 from graftserve.cli.runtime import take_runtime
 from graftserve.client.wire import ModelServerConfig, SSLConfig
 from graftserve.serving.flags import UNUSED, Options, parse_args
+from graftserve.training.recipe import Augmentation, Head, PseudoLabels, Recipe, Stage
+from graftserve.training.recipe_files import load_recipe, recipe_names
 from tests.test_imports import ALLOWED, TENSORFLOW
 
 markdown_it = pytest.importorskip("markdown_it", reason="needs markdown-it-py")
@@ -124,8 +127,11 @@ def _check_graftserve(words: list[str]) -> None:
     command, context, rest = _resolve(words)
     if command.name == "serve":
         Options.from_flags(parse_args(take_runtime(rest)[1]))
-    else:
-        assert command.make_context(command.name, rest, parent=context.parent).command is command
+        return
+    read = command.make_context(command.name, rest, parent=context.parent)
+    assert read.command is command
+    if command.name == "train" and read.params["recipe"] in recipe_names():  # others are the reader's
+        load_recipe(read.params["recipe"], "data", read.params["settings"])
 
 
 def _check_pip(words: list[str]) -> None:
@@ -207,6 +213,10 @@ def _check_yaml(text: str) -> None:
     assert list(pytest.importorskip("yaml", reason="needs PyYAML").safe_load_all(text))
 
 
+def _check_toml(text: str) -> None:
+    Recipe.from_dict({"data_dir": "data", **tomllib.loads(text)})
+
+
 _TEXT_PROTOS: Mapping[str, Callable[[], Message]] = {
     "model_config_list": ModelServerConfig,
     "server_key": SSLConfig,
@@ -231,7 +241,7 @@ _LANGUAGES: Mapping[str, Callable[[str], Any]] = {
     "python": _check_python_code,
     "sh": _check_sh,
     "text": _check_plain,
-    "toml": tomllib.loads,
+    "toml": _check_toml,
     "yaml": _check_yaml,
 }
 
@@ -273,6 +283,8 @@ def test_blocks_are_found_in_every_document_that_has_some() -> None:
         ("promql", "sum by (", "parenthesis"),
         ("json", "{a: 1}", "quotes"),
         ("toml", "a = ", "Invalid value"),
+        ("toml", "[head]\nhiden = [256]", "hiden"),
+        ("sh", "graftserve train flowers/ -o r --recipe slim --set stages.0.epoch=5", "epoch"),
         ("yaml", "a: [1", "expected"),
         ("", "model_config_list { config { nmae: 'x' } }", "nmae"),
         ("text", "graftserve train flowers/", "sh"),
@@ -321,8 +333,30 @@ _OPTIONS_OF_OTHERS = frozenset(
 )
 
 
+# What docs/classic.md translates. Sources: tensorflow/hub, examples/image_retraining/retrain.py and its
+# label_image.py; tensorflow/models, research/slim/train_image_classifier.py.
+_OPTIONS_OF_CLASSICS = frozenset(
+    f"--{name}"
+    for name in (
+        *("architecture", "bottleneck_dir", "eval_step_interval", "flip_left_right"),
+        *("how_many_training_steps", "image_dir", "intermediate_store_frequency", "learning_rate"),
+        *("output_graph", "output_labels", "print_misclassified_test_images", "random_brightness"),
+        *("random_crop", "random_scale", "saved_model_dir", "summaries_dir", "test_batch_size"),
+        *("testing_percentage", "tfhub_module", "train_batch_size", "validation_batch_size"),
+        *("validation_percentage", "graph", "input_layer", "input_mean", "labels", "output_layer"),
+        *("batch_size", "checkpoint_exclude_scopes", "checkpoint_path", "dataset_dir", "end_learning_rate"),
+        *("ignore_missing_vars", "label_smoothing", "labels_offset", "learning_rate_decay_factor"),
+        *("learning_rate_decay_type", "max_number_of_steps", "model_name", "momentum"),
+        *("moving_average_decay", "num_clones", "num_epochs_per_decay", "opt_epsilon", "optimizer"),
+        *("preprocessing_name", "rmsprop_decay", "rmsprop_momentum", "save_interval_secs"),
+        *("sync_replicas", "train_dir", "train_image_size", "trainable_scopes", "weight_decay"),
+        "worker_replicas",
+    )
+)
+
+
 def test_an_option_in_the_text_is_known() -> None:
-    known = _options(cli)
+    known = _options(cli) | _OPTIONS_OF_CLASSICS
     known |= {f"--{name}" for name in UNUSED} | {"--help"} | _OPTIONS_OF_OTHERS
     named = {match[1] for span in _spans() if (match := re.match(r"(--[a-z][\w-]*)", span))}
     assert len(named) > 50
@@ -338,6 +372,23 @@ def test_a_target_in_the_text_is_known(line: str) -> None:
 @pytest.mark.parametrize("line", [span for span in _spans() if span.startswith("pip install ")])
 def test_an_extra_in_the_text_is_known(line: str) -> None:
     _check_pip(shlex.split(line)[1:])
+
+
+_TABLES = {
+    "augmentation": Augmentation,
+    "head": Head,
+    "pseudo_labels": PseudoLabels,
+    "stages": Stage,
+}
+
+
+@pytest.mark.parametrize(
+    "span", [span for span in _spans() if re.match(rf"(?:{'|'.join(_TABLES)})\.(?!\w+\()", span)]
+)
+def test_a_setting_in_the_text_is_known(span: str) -> None:
+    """`stages.N.epochs`, `head.dropout = 0.5`, or `augmentation.*` for all of a table."""
+    table, *_, setting = re.split(r"\s*=", span)[0].split(".")
+    assert setting in {"*", *(field.name for field in dataclasses.fields(_TABLES[table]))}
 
 
 _FOLDERS = "cli|client|export|k8s|serving|training|benchmarks|docs|scripts|tests"
