@@ -1,5 +1,6 @@
 """The official client of Kubernetes, as the tests of API servers use it, and things to send."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,20 @@ class Api:
 
     def delete(self, kind: str, name: str) -> Thing:
         return self.dynamic.delete(self.resource(kind), name=name, namespace=self.namespace).to_dict()
+
+    def apply_text(self, path: str, text: str) -> tuple[int, Thing]:
+        """Server-side apply of a text, of which the client would make JSON; the status and the answer."""
+        settings = self._connection.configuration
+        answer = self._connection.rest_client.pool_manager.request(
+            "PATCH",
+            f"{settings.host}{path}?fieldManager={OURS}",
+            body=text.encode(),
+            headers={
+                "Content-Type": "application/apply-patch+yaml",
+                "Authorization": settings.auth_settings()["BearerToken"]["value"],
+            },
+        )
+        return answer.status, json.loads(answer.data)
 
     def watch(self, kind: str, **options: Any) -> Iterator[Thing]:
         options = {"timeout": 1} | options

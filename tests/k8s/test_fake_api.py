@@ -364,12 +364,10 @@ class TestApply:
 
     def test_reads_yaml(self, api: Api) -> None:
         path = f"/api/v1/namespaces/{api.namespace}/configmaps/settings"
-        options = {"field_manager": OURS, "content_type": "application/apply-patch+yaml"}
         text = 'apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {a: "1"}\n'
-        assert api.dynamic.request("patch", path, body=text, **options).to_dict()["data"] == {"a": "1"}
-        with pytest.raises(BadRequestError) as caught:
-            api.dynamic.request("patch", path, body="a: [", **options)
-        assert _status(caught.value)["reason"] == "BadRequest"
+        assert api.apply_text(path, text)[1]["data"] == {"a": "1"}
+        status, answer = api.apply_text(path, "a: [")
+        assert (status, answer["reason"]) == (400, "BadRequest")
 
     def test_needs_a_manager(self, api: Api) -> None:
         with pytest.raises(UnprocessibleEntityError) as caught:
