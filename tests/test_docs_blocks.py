@@ -1,4 +1,4 @@
-"""The code in README.md, CONTRIBUTING.md and docs/: every block can be read by what would run it.
+"""The code in README.md, CONTRIBUTING.md, docs/ and examples/: every block can be read by what would run it.
 
 Python compiles, and what it imports is there; shell is shell, with commands, options, extras, targets and
 files that exist; configuration and queries parse. Nothing that a shell block says is executed. Python runs:
@@ -40,6 +40,7 @@ _ROOT = Path(__file__).parents[1]
 _DOCUMENTS = [
     *(_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((_ROOT / "docs").rglob("*.md")),
+    *sorted((_ROOT / "examples").rglob("*.md")),
 ]
 
 
@@ -136,6 +137,9 @@ def _check_graftserve(words: list[str]) -> None:
 
 def _check_pip(words: list[str]) -> None:
     assert words[0] == "install"
+    if words[1] == "-r":
+        assert (_ROOT / words[2]).is_file(), words
+        return
     for word in words[1:]:
         extras = re.fullmatch(r"graftserve(?:\[([\w,-]+)\])?", word)
         assert extras, word
@@ -155,6 +159,8 @@ def _check_make(words: list[str]) -> None:
 def _check_python(words: list[str]) -> None:
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1]), words
+    elif words[0] == "-c":
+        _check_python_code(words[1])
     else:
         assert (_ROOT / words[0]).is_file(), words
 
@@ -170,12 +176,28 @@ _PROGRAMS: Mapping[str, Callable[[list[str]], None]] = {
     "python": _check_python,
     ".venv/bin/python": _check_python,
     **dict.fromkeys(
-        ("base64", "curl", "docker", "git", "kind", "kubectl", "openssl", "printf", "tr"), _check_nothing
+        [
+            "base64",
+            "cd",
+            "celery",
+            "curl",
+            "docker",
+            "git",
+            "gunicorn",
+            "head",
+            "kind",
+            "kubectl",
+            "mkdir",
+            "mv",
+        ],
+        _check_nothing,
     ),
+    **dict.fromkeys(["openssl", "printf", "tr", "uvicorn"], _check_nothing),
+    **dict.fromkeys(["for", "do", "done"], _check_nothing),  # `do` hides the first command of a loop
 }
 
 # Files of the repository that a command names; others are the reader's.
-_OURS = re.compile(r"(?:k8s|serving|benchmarks|scripts|tests)/[\w./-]+")
+_OURS = re.compile(r"(?:k8s|serving|benchmarks|examples|scripts|tests)/[\w./-]+")
 
 
 def _check_sh(text: str) -> None:
@@ -318,7 +340,7 @@ def _options(command: click.Command) -> set[str]:
     return found
 
 
-# Of docker, kubectl, pytest, and of the scripts that the init containers run.
+# Of docker, kubectl, pytest, the examples, and of the scripts that the init containers run.
 _OPTIONS_OF_OTHERS = frozenset(
     {
         "--build-arg",
@@ -326,6 +348,7 @@ _OPTIONS_OF_OTHERS = frozenset(
         "--force-conflicts",
         "--health-cmd",
         "--mutual",
+        "--part-rows",
         "--server-side",
         "--slow",
         "--stop-timeout",
@@ -391,7 +414,7 @@ def test_a_setting_in_the_text_is_known(span: str) -> None:
     assert setting in {"*", *(field.name for field in dataclasses.fields(_TABLES[table]))}
 
 
-_FOLDERS = "cli|client|export|k8s|serving|training|benchmarks|docs|scripts|tests"
+_FOLDERS = "cli|client|export|k8s|serving|training|benchmarks|docs|examples|scripts|tests"
 
 
 @pytest.mark.parametrize(
