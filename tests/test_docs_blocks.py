@@ -420,7 +420,7 @@ def test_a_setting_in_the_text_is_known(span: str) -> None:
     assert setting in {"*", *(field.name for field in dataclasses.fields(_TABLES[table]))}
 
 
-_FOLDERS = "cli|client|export|k8s|serving|training|benchmarks|docs|examples|scripts|tests"
+_FOLDERS = "cli|client|export|k8s|serving|training|benchmarks|docs|scripts|tests"
 
 
 @pytest.mark.parametrize(
