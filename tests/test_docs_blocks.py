@@ -215,7 +215,7 @@ def _check_sh(text: str) -> None:
 # Other languages
 
 
-_NOT_INSTALLED = frozenset({"celery"})  # it wants an older python-dateutil than the extra k8s
+_NOT_INSTALLED = frozenset({"celery"})  # not worth its dependencies for the names in one block
 
 
 def _check_python_code(text: str) -> None:
