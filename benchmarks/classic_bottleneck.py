@@ -72,7 +72,7 @@ def main() -> None:
         "classic": classic,
         "times_faster": {name: round(ratio, 1) for name, ratio in ratios.items()},
     }
-    write_result(arguments.output, "classic_bottleneck", result)
+    write_result(arguments.output, "classic_bottleneck", result, rounds=1)
 
 
 def _digits(folder: Path, count: int) -> Path:

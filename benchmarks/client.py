@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client_ways import MODEL, WAYS
-from result import spread, write_result
+from result import ratios, write_result
 
 from graftserve.cli.server_process import ServerProcess
 from serving import FLAGS, export_digits, write_photos
@@ -62,7 +62,7 @@ def main() -> None:
             with _serving(name, version) as target:
                 results[name] = _compare(target, photos, arguments.rounds, arguments.seconds)
             print(name, json.dumps(results[name], indent=2), flush=True)
-    write_result(arguments.output, "client", results)
+    write_result(arguments.output, "client", results, rounds=arguments.rounds)
 
 
 def _compare(target: str, photos: Path, rounds: int, seconds: float) -> dict[str, object]:
@@ -92,10 +92,8 @@ def _measure(
         done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
         taken[way].append(json.loads(done.stdout))
 
-    def ratios(way: str, other: str, key: str) -> dict[str, float]:
-        return spread(
-            [ours[key] / theirs[key] for ours, theirs in zip(taken[way], taken[other], strict=True)]
-        )
+    def column(way: str, key: str) -> list[float]:
+        return [row[key] for row in taken[way]]
 
     keys = ("images_per_s", "p50_ms", "p99_ms", "client_cpu_us")
     result: dict[str, object] = {
@@ -104,7 +102,9 @@ def _measure(
     }
     for way, other in itertools.product(("client", "asyncio"), ("raw", "batcher")):
         for key in ("p50_ms", "p99_ms") if rate else ("images_per_s", "p50_ms", "p99_ms"):
-            result[f"{way}_to_{other}_{key.removesuffix('_ms')}"] = ratios(way, other, key)
+            result[f"{way}_to_{other}_{key.removesuffix('_ms')}"] = ratios(
+                column(way, key), column(other, key)
+            )
     return result
 
 

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import ratios, write_result
 
 import graftserve.client
 from graftserve.client.wire import ModelSpec, PredictRequest, PredictResponse
@@ -86,8 +87,6 @@ def main() -> None:
         return
     if arguments.output is None:
         parser.error("expected --output")
-    from result import write_result  # brings TensorFlow, which the processes that measure do without
-
     arguments.output.mkdir(parents=True, exist_ok=True)
     result = {
         "import": _imports(arguments.rounds),
@@ -96,24 +95,21 @@ def main() -> None:
     for what, ways in WAYS.items():
         result[what] = _compare(what, ways, arguments)
     print(json.dumps(result, indent=2))
-    write_result(arguments.output, "client_thin", result)
+    write_result(arguments.output, "client_thin", result, rounds=arguments.rounds)
 
 
 def _imports(rounds: int) -> dict[str, Any]:
-    from result import spread
-
     taken: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
     for code in (OURS, THEIRS):
         _import(code)  # reads the files, writes the bytecode
     for _ in range(rounds):
         for way, code in (("ours", OURS), ("theirs", THEIRS)):
             taken[way].append(_import(code))
-    pairs = list(zip(taken["ours"], taken["theirs"], strict=True))
     return {
         "ms": {way: _median([value[0] for value in values], 1000) for way, values in taken.items()},
         "mib": {way: _median([value[1] for value in values], 1) for way, values in taken.items()},
-        "times_faster": spread([theirs[0] / ours[0] for ours, theirs in pairs]),
-        "times_smaller": spread([theirs[1] / ours[1] for ours, theirs in pairs]),
+        "times_faster": ratios(*([values[0] for values in taken[way]] for way in ("theirs", "ours"))),
+        "times_smaller": ratios(*([values[1] for values in taken[way]] for way in ("theirs", "ours"))),
     }
 
 
@@ -140,8 +136,6 @@ def _disk_bytes() -> int:
 
 
 def _compare(what: str, ways: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
-    from result import spread
-
     taken: dict[str, list[float]] = {way: [] for way in ways}
     results = set()
     for _ in range(arguments.rounds):
@@ -154,8 +148,7 @@ def _compare(what: str, ways: tuple[str, ...], arguments: argparse.Namespace) ->
     row: dict[str, Any] = {"cpu_ms": {way: _median(values, 1000) for way, values in taken.items()}}
     for way in ways:
         if way != "theirs":
-            ratios = [theirs / ours for theirs, ours in zip(taken["theirs"], taken[way], strict=True)]
-            row[f"times_faster_{way}"] = spread(ratios)
+            row[f"times_faster_{way}"] = ratios(taken["theirs"], taken[way])
     return row
 
 

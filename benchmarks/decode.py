@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from result import spread, write_result
+from result import ratios, write_result
 from skimage import data
 
 from graftserve.training import preprocess as stage
@@ -48,7 +48,7 @@ def main() -> None:
     result = {
         "rows": rows,
     }
-    write_result(arguments.output, "decode", result)
+    write_result(arguments.output, "decode", result, rounds=arguments.rounds)
 
 
 def _measure(name: str, image: bytes, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -85,8 +85,7 @@ def _measure(name: str, image: bytes, arguments: argparse.Namespace) -> dict[str
         "ms": {way: round(statistics.median(values) * 1000, 3) for way, values in taken.items()},
     }
     for usual in ("usual", "usual_antialiased"):
-        ratios = [base / ours for base, ours in zip(taken[usual], taken["ours"], strict=True)]
-        row[f"times_{usual}"] = spread(ratios)
+        row[f"times_{usual}"] = ratios(taken[usual], taken["ours"])
     print(f"{name}: {json.dumps({key: value for key, value in row.items() if key != 'photo'})}", flush=True)
     return row
 

@@ -75,7 +75,7 @@ def main() -> None:
         result |= _throughput(shared, network, preprocess, arguments.rounds)
     for name, values in result.items():
         print(f"{name}: {json.dumps(values)}")
-    write_result(arguments.output, "exported_signature", result)
+    write_result(arguments.output, "exported_signature", result, rounds=arguments.rounds)
 
 
 def _network(preprocess: Preprocess) -> Network:

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from result import write_result
+from result import ratios, spread, write_result
 from skimage import data
 from sklearn.datasets import load_sample_images
 
@@ -56,12 +55,11 @@ def main() -> None:
             "backbone": arguments.backbone,
             "images": arguments.images,
             "size_px": [WIDTH_PX, HEIGHT_PX],
-            "rounds": arguments.rounds,
             "first_use_of_litert_s": bench.convert(),
             **bench.compare(arguments.rounds),
             "from_the_cache": bench.from_the_cache(arguments.rounds),
         }
-    write_result(arguments.output, "feature_extraction", result)
+    write_result(arguments.output, "feature_extraction", result, rounds=arguments.rounds)
     print(json.dumps(result, indent=2))
 
 
@@ -111,10 +109,10 @@ class Bench:
             pairs = zip(rates[f"{engine}, bare"], rates["decoding"], strict=True)
             rates[f"{engine}, bare, and decoding"] = [1 / (1 / one + 1 / other) for one, other in pairs]
         return {
-            "images_per_s": {name: _summary(values, 1) for name, values in rates.items()},
-            "cpu_ms_per_image": {name: _summary(values, 2) for name, values in cpu_ms.items()},
+            "images_per_s": {name: spread(values, 1) for name, values in rates.items()},
+            "cpu_ms_per_image": {name: spread(values, 2) for name, values in cpu_ms.items()},
             "ratios_of_images_per_s": {
-                f"{one} / {other}": _ratios(rates[one], rates[other])
+                f"{one} / {other}": ratios(rates[one], rates[other])
                 for one, other in (
                     ("litert, extraction", "litert, bare"),
                     ("litert, extraction", "litert, bare, and decoding"),
@@ -124,7 +122,7 @@ class Bench:
                 )
             },
             "ratios_of_cpu_time": {
-                f"{engine}, bare / {engine}, extraction": _ratios(
+                f"{engine}, bare / {engine}, extraction": ratios(
                     cpu_ms[f"{engine}, bare"], cpu_ms[f"{engine}, extraction"]
                 )
                 for engine in ("litert", "tensorflow")
@@ -161,8 +159,8 @@ class Bench:
         return {
             "rows": CACHED_ROWS,
             "rows_per_s_where_files_are_read": round(first),
-            "rows_per_s": _summary(again, 0),
-            "rows_per_s_of_numpy_load": _summary(load, 0),
+            "rows_per_s": spread(again, 0),
+            "rows_per_s_of_numpy_load": spread(load, 0),
         }
 
     def _compute(self, paths: Sequence[str], engine: str) -> object:
@@ -225,15 +223,6 @@ def _photographs(count: int) -> list[bytes]:
 def _cpu_s() -> float:
     times = os.times()
     return times.user + times.system
-
-
-def _summary(values: Sequence[float], digits: int) -> dict[str, float]:
-    measures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in measures.items()}
-
-
-def _ratios(ones: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    return _summary([one / other for one, other in zip(ones, others, strict=True)], 3)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ def main() -> None:
             "probability_as_it_is": spread(best.tolist()),
             "rows": rows,
         },
+        rounds=arguments.rounds,
     )
 
 

@@ -32,7 +32,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from peers import GRPC_METHOD, HTTP_PATH, PEERS
 from PIL import Image
-from result import spread, write_result
+from result import ratios, write_result
 from skimage import data
 
 from graftserve.cli.digits import write_digits
@@ -155,6 +155,7 @@ def main() -> None:
         arguments.output,
         "serving",
         {"throughput": throughput, "latency": latency, "litert_split": split, "trivial": trivial},
+        rounds=rounds,
     )
 
 
@@ -274,7 +275,7 @@ def _throughput_row(
     peer = max(PEERS, key=lambda name: statistics.median(rates[name]))
 
     def ratio(name: str, other: str) -> dict[str, float]:
-        return spread([ours / theirs for ours, theirs in zip(rates[name], rates[other], strict=True)])
+        return ratios(rates[name], rates[other])
 
     return {
         "callers": callers,
@@ -309,7 +310,7 @@ def _latency(
     peer = min(PEERS, key=lambda name: statistics.median(p99s[name]))
 
     def ratio(name: str) -> dict[str, float]:
-        return spread([ours / theirs for ours, theirs in zip(p99s[name], p99s[peer], strict=True)])
+        return ratios(p99s[name], p99s[peer])
 
     return {
         "images_per_s": round(rate, 1),
@@ -374,9 +375,7 @@ def _trivial(folder: Path, stack: ExitStack, rounds: int, seconds: float) -> lis
                 "cpu_us_per_request": {
                     name: round(1e6 * statistics.median(values)) for name, values in cpu_s.items()
                 },
-                "cpu_to_echo": spread(
-                    [ours / theirs for ours, theirs in zip(cpu_s["graftserve"], cpu_s["echo"], strict=True)]
-                ),
+                "cpu_to_echo": ratios(cpu_s["graftserve"], cpu_s["echo"]),
             }
         )
     return rows

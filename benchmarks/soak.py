@@ -93,7 +93,7 @@ def main() -> None:
                 row = _run(trial, version, engine, rate if loop == "open" else 0.0, arguments)
                 rows.append({"engine": engine, "loop": loop, **row})
                 print(_line(rows[-1]), flush=True)
-    write_result(arguments.output, "soak", {"callers": arguments.callers, "rows": rows})
+    write_result(arguments.output, "soak", {"callers": arguments.callers, "rows": rows}, rounds=1)
     if any(row["faults"] for row in rows):
         sys.exit(1)
 
