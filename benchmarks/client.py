@@ -34,9 +34,9 @@ from pathlib import Path
 
 from client_ways import MODEL, WAYS
 from result import ratios, write_result
+from servers import FLAGS, export_digits, write_photos
 
 from graftserve.cli.server_process import ServerProcess
-from serving import FLAGS, export_digits, write_photos
 
 CALLERS = (1, 8, 64)
 LOAD = 0.7

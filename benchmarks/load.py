@@ -5,8 +5,11 @@
 
 Without --rate each caller asks again as soon as it is answered (a closed loop). With it, requests come at
 random moments, so many a second on average, whether or not earlier ones are answered (an open loop), and the
-time that one waits for a free caller counts. Prints JSON: answers a second, and seconds at the 50th, 95th,
-99th percentile and at the most.
+time that one waits for a free caller counts. With --corrupt-every 100 every hundredth image is cut off in the
+middle; whatever a server says to those is right, and they do not count.
+
+Prints JSON: answers, how many a second, seconds at the 50th, 95th, 99th percentile and at the most; how many
+whole images got an error instead, and what the first one said.
 """
 
 import argparse
@@ -31,6 +34,10 @@ from graftserve.client.wire.methods import PREDICT
 from graftserve.client.wire.tensors import to_proto
 
 Send = Callable[[bytes], object]
+Content = tuple[bytes, bool]
+"""A request, and whether its image is whole."""
+Outcome = tuple[float, str]
+"""Seconds until the answer to a whole image, and the error that it was, if it was one."""
 
 
 def predict_with(model: str) -> Callable[[bytes], bytes]:
@@ -63,53 +70,85 @@ def open_http(target: str, path: str, content_type: str) -> Send:
     connection = http.client.HTTPConnection(target)
 
     def send(content: bytes) -> bytes:
-        connection.request("POST", path, content, {"Content-Type": content_type})
-        response = connection.getresponse()
-        body = response.read()
+        try:
+            connection.request("POST", path, content, {"Content-Type": content_type})
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()  # the next request opens it again
+            raise
         if response.status != 200:
+            connection.close()  # as some servers do without saying so
             raise RuntimeError(f"{response.status}: {body[:200]!r}")
         return body
 
     return send
 
 
-def closed_loop(connect: Callable[[], Send], contents: list[bytes], callers: int, seconds: float) -> dict:
+def with_corrupt(images: list[bytes], every: int) -> list[Content]:
+    """To be asked one after the other, again and again; every: 0 for none that is corrupt."""
+    if not every:
+        return [(image, True) for image in images]
+    turns = itertools.cycle(images)
+    contents = []
+    for image in images:
+        contents += [(next(turns), True) for _ in range(every - 1)]
+        contents.append((image[: len(image) // 2], False))
+    return contents
+
+
+def ask(send: Send, content: bytes) -> str:
+    """Send it; returns what went wrong."""
+    try:
+        send(content)
+    except grpc.RpcError as exc:
+        return f"{exc.code().name}: {exc.details()}"
+    except (OSError, RuntimeError, http.client.HTTPException) as exc:
+        return f"{type(exc).__name__}: {exc}"
+    return ""
+
+
+def closed_loop(connect: Callable[[], Send], contents: list[Content], callers: int, seconds: float) -> dict:
     """Every caller asks one thing after the other."""
-    taken: list[list[float]] = [[] for _ in range(callers)]
+    taken: list[list[Outcome]] = [[] for _ in range(callers)]
     ready = threading.Barrier(callers)
 
     def run(number: int) -> None:
         send = connect()
-        send(contents[number % len(contents)])
+        ask(send, contents[0][0])
         ready.wait()
         end_s = time.perf_counter() + seconds
-        for content in itertools.islice(itertools.cycle(contents), number, None):
+        # Each begins elsewhere, so that they do not come to the corrupt ones together.
+        first = number * max(1, len(contents) // callers)
+        for content, is_whole in itertools.islice(itertools.cycle(contents), first, None):
             began_s = time.perf_counter()
             if began_s >= end_s:
                 return
-            send(content)
-            taken[number].append(time.perf_counter() - began_s)
+            error = ask(send, content)
+            if is_whole:
+                taken[number].append((time.perf_counter() - began_s, error))
 
     _run_all(run, callers)
     return _summary(list(itertools.chain(*taken)), seconds)
 
 
 def open_loop(
-    connect: Callable[[], Send], contents: list[bytes], callers: int, rate_per_s: float, seconds: float
+    connect: Callable[[], Send], contents: list[Content], callers: int, rate_per_s: float, seconds: float
 ) -> dict:
     """Requests come by themselves; the same moments for the same rate."""
-    moments: queue.Queue[tuple[float, bytes] | None] = queue.Queue()
-    taken: list[float] = []
+    moments: queue.Queue[tuple[float, Content] | None] = queue.Queue()
+    taken: list[Outcome] = []
     ready = threading.Barrier(callers + 1)
 
     def run(number: int) -> None:
         send = connect()
-        send(contents[number % len(contents)])
+        ask(send, contents[0][0])
         ready.wait()
         while (next_one := moments.get()) is not None:
-            due_s, content = next_one
-            send(content)
-            taken.append(time.perf_counter() - due_s)
+            due_s, (content, is_whole) = next_one
+            error = ask(send, content)
+            if is_whole:
+                taken.append((time.perf_counter() - due_s, error))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(callers)]
     for thread in threads:
@@ -138,7 +177,11 @@ def _run_all(run: Callable[[int], None], callers: int) -> None:
         thread.join()
 
 
-def _summary(taken_s: list[float], seconds: float) -> dict:
+def _summary(outcomes: list[Outcome], seconds: float) -> dict:
+    errors = [error for _, error in outcomes if error]
+    taken_s = [taken for taken, error in outcomes if not error]
+    if len(taken_s) < 2:
+        raise SystemExit(f"expected answers, got {len(taken_s)}; the first error: {(errors or ['none'])[0]}")
     cuts = statistics.quantiles(taken_s, n=100, method="inclusive")
     return {
         "answers": len(taken_s),
@@ -147,6 +190,8 @@ def _summary(taken_s: list[float], seconds: float) -> dict:
         "p95_s": cuts[94],
         "p99_s": cuts[98],
         "max_s": max(taken_s),
+        "errors": len(errors),
+        "first_error": errors[0][:200] if errors else "",
     }
 
 
@@ -161,12 +206,11 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--rate", type=float, help="requests a second; default: a closed loop")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--corrupt-every", type=int, default=0, metavar="N", help="default: none is corrupt")
     arguments = parser.parse_args()
-    contents = [image.read_bytes() for image in arguments.images] or [b""]
-    if arguments.kind == "predict":
-        contents = list(map(predict_with(arguments.model), contents))
-    elif arguments.kind == "json":
-        contents = list(map(to_json, contents))
+    images = [image.read_bytes() for image in arguments.images] or [b""]
+    convert = {"predict": predict_with(arguments.model), "json": to_json}.get(arguments.kind, bytes)
+    contents = [(convert(image), whole) for image, whole in with_corrupt(images, arguments.corrupt_every)]
     content_type = {"http": "image/jpeg", "json": "application/json"}.get(arguments.kind)
 
     def connect() -> Send:

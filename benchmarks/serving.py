@@ -3,9 +3,9 @@
     python benchmarks/serving.py --output benchmarks/results
 
 On one exported EfficientNet-Lite0 and photographs of 500 pixels, with 8 and 32 callers that ask for one image
-at a time: the server with either engine, three peers on TensorFlow (`peers.py`), and, without any server, the
-signature called in process and decoding with LiteRT's interpreters. Then the latency of all servers at 70% of
-what the best peer can do, and what a request for next to nothing costs the server.
+at a time: the server with either engine, three peers on TensorFlow (peers/handwritten.py), and, without any
+server, the signature called in process and decoding with LiteRT's interpreters. Then the latency of all
+servers at 70% of what the best peer can do, and what a request for next to nothing costs the server.
 
 All ways are taken in turn over several rounds, so that a machine whose speed drifts treats them alike, and
 servers whose turn it is not are stopped (SIGSTOP). What counts are the ratios; the rates are this machine's.
@@ -17,81 +17,27 @@ import json
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from peers import GRPC_METHOD, HTTP_PATH, PEERS
-from PIL import Image
 from result import ratios, write_result
-from skimage import data
+from servers import Served, export_digits, serve_ours, serve_peer, write_photos
 
-from graftserve.cli.digits import write_digits
-from graftserve.cli.server_process import ServerProcess
 from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, SERVING_DEFAULT
-from graftserve.client.wire.methods import PREDICT
-from graftserve.export import export_run
 from graftserve.export.verify import open_signatures
-from graftserve.training import Recipe, train
 
-MODEL = "bench"
 CALLERS = (8, 32)
-FLAGS = ("--grpc_max_threads=64", "--max_num_load_retries=0", "--file_system_poll_wait_seconds=0")
-HERE = Path(__file__).parent
-_HOW_TO_ASK = {
-    "grpc": ("grpc", GRPC_METHOD),
-    "fastapi": ("http", HTTP_PATH),
-    "litserve": ("json", HTTP_PATH),
-    "echo": ("predict", PREDICT.path),
-}
+PEERS = ("grpc", "fastapi", "litserve")
 
 Way = Callable[[int, float], float]
 """Way(callers, seconds) gives images a second."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server in processes of its own: `leader`'s process group, or that process alone."""
-
-    kind: str
-    target: str
-    path: str
-    leader: int
-    is_group: bool
-
-    def signal(self, number: signal.Signals) -> None:
-        (os.killpg if self.is_group else os.kill)(self.leader, number)
-
-    def load(self, *arguments: object) -> dict[str, float]:
-        """What `load.py` measures, and the CPU seconds that an answer cost the server."""
-        command = [sys.executable, HERE / "load.py", self.kind, self.target, "--path", self.path]
-        command += ["--model", MODEL, *arguments]
-        before_s = self._cpu_s()
-        done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
-        result: dict[str, float] = json.loads(done.stdout)
-        return result | {"cpu_s": (self._cpu_s() - before_s) / result["answers"]}
-
-    def _cpu_s(self) -> float:
-        """User and system time of all its processes so far."""
-        ticks = 0
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                except OSError:  # it has ended meanwhile
-                    continue
-                if int(entry.name) == self.leader or (self.is_group and int(fields[2]) == self.leader):
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -111,10 +57,10 @@ def main() -> None:
         version = arguments.version or export_digits(Path(folder))
         photos = write_photos(Path(folder))
         servers = {
-            f"graftserve {engine}": stack.enter_context(_ours(version.parent, engine))
+            f"graftserve {engine}": stack.enter_context(_stopped(serve_ours(version.parent, engine)))
             for engine in ("litert", "tensorflow")
         }
-        servers |= {peer: stack.enter_context(_peer(peer, version)) for peer in PEERS}
+        servers |= {peer: stack.enter_context(_stopped(serve_peer(peer, version))) for peer in PEERS}
         contents = [photo.read_bytes() for photo in photos]
         signatures = stack.enter_context(open_signatures(version))
         ways: dict[str, Way] = {
@@ -159,60 +105,15 @@ def main() -> None:
     )
 
 
-def export_digits(folder: Path) -> Path:
-    """A version to serve."""
-    write_digits(folder / "digits")
-    for image in (folder / "digits").rglob("*.jpg"):
-        if int(image.stem) >= 200:  # the head that few images train is as large as any
-            image.unlink()
-    run = train(Recipe(str(folder / "digits")), folder / "run", cache_dir=folder / "cache")
-    version: Path = export_run(run.path, folder / "models" / MODEL).path
-    return version
-
-
-def write_photos(folder: Path) -> list[Path]:
-    photos = []
-    for name in ("chelsea", "coffee", "rocket"):
-        image = Image.fromarray(getattr(data, name)())
-        image.thumbnail((500, 500))
-        photos.append(folder / f"{name}.jpg")
-        image.save(photos[-1], quality=90)
-    return photos
-
-
 @contextmanager
-def _ours(model_base_path: Path, engine: str) -> Iterator[Served]:
-    with ServerProcess(MODEL, model_base_path, f"--engine={engine}", *FLAGS) as server:
-        target = server.addresses()["gRPC"]
-        yield from _stopped(Served("predict", target, PREDICT.path, server.pid, is_group=False))
-
-
-@contextmanager
-def _peer(name: str, version: Path) -> Iterator[Served]:
-    process = subprocess.Popen(
-        [sys.executable, HERE / "peers.py", name, version],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None  # noqa: S101  # it was asked for
-    port = next((line.split()[1] for line in process.stdout if line.startswith("ready ")), None)
-    if port is None:
-        raise SystemExit(f"the peer {name} ended with status {process.wait()} before it was ready")
-    kind, path = _HOW_TO_ASK[name]
-    try:
-        yield from _stopped(Served(kind, f"127.0.0.1:{port}", path, process.pid, is_group=True))
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _stopped(served: Served) -> Iterator[Served]:
-    served.signal(signal.SIGSTOP)
-    try:
-        yield served
-    finally:
-        served.signal(signal.SIGCONT)
+def _stopped(server: AbstractContextManager[Served]) -> Iterator[Served]:
+    """It starts, and does nothing until `_running` lets it."""
+    with server as served:
+        served.signal(signal.SIGSTOP)
+        try:
+            yield served
+        finally:
+            served.signal(signal.SIGCONT)
 
 
 @contextmanager
@@ -355,8 +256,8 @@ def _trivial(folder: Path, stack: ExitStack, rounds: int, seconds: float) -> lis
     module = Half()
     tf.saved_model.save(module, str(folder / "half" / "1"), signatures={SERVING_DEFAULT: module.serve})
     servers = {
-        "graftserve": stack.enter_context(_ours(folder / "half", "auto")),
-        "echo": stack.enter_context(_peer("echo", folder)),
+        "graftserve": stack.enter_context(_stopped(serve_ours(folder / "half", "auto"))),
+        "echo": stack.enter_context(_stopped(serve_peer("echo", folder))),
     }
     rows: list[dict[str, object]] = []
     for callers in (1, *CALLERS):
