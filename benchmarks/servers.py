@@ -1,5 +1,6 @@
 """Servers in processes of their own, ours and peers', and what asking them costs them."""
 
+import importlib.metadata
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from environments import PeerError, environ
+from environments import Environment, PeerError, environ, make_environment
 from peers.model import GRPC_METHOD, HTTP_PATH
 from PIL import Image
 from skimage import data
@@ -25,7 +26,28 @@ from graftserve.client.wire.methods import PREDICT
 from graftserve.export import export_run
 from graftserve.training import Recipe, train
 
-__all__ = ["FLAGS", "MODEL", "Served", "export_digits", "serve_ours", "serve_peer", "write_photos"]
+__all__ = [
+    "ENGINES",
+    "FLAGS",
+    "MODEL",
+    "PEERS",
+    "Served",
+    "export_digits",
+    "peer_environment",
+    "serve_ours",
+    "serve_peer",
+    "write_photos",
+]
+
+# What pip installs for an engine, in the release that is here, and for a peer.
+ENGINES = {"litert": ("ai-edge-litert", "numpy", "pillow"), "tensorflow": ("tensorflow", "numpy")}
+PEERS = {
+    "grpc": ("grpcio",),
+    "fastapi": ("fastapi", "uvicorn[standard]"),
+    "litserve": ("litserve",),
+    "bentoml": ("bentoml",),
+    "ray": ("ray[serve]",),
+}
 
 MODEL = "bench"
 FLAGS = ("--grpc_max_threads=64", "--max_num_load_retries=0", "--file_system_poll_wait_seconds=0")
@@ -119,11 +141,17 @@ def serve_ours(model_base_path: Path, engine: str) -> Iterator[Served]:
         yield Served("predict", target, PREDICT.path, server.pid, "", time.monotonic() - began_s)
 
 
+def peer_environment(name: str, engine: str) -> Environment:
+    """The peer with an engine."""
+    releases = (f"{package}=={importlib.metadata.version(package)}" for package in ENGINES[engine])
+    return make_environment(f"{name}-{engine}", [*PEERS[name], *releases])
+
+
 @contextmanager
 def serve_peer(
-    name: str, version: Path, engine: str = "tensorflow", python: Path = Path(sys.executable)
+    name: str, version: Path, engine: str, python: Path = Path(sys.executable)
 ) -> Iterator[Served]:
-    """A peer of peers/handwritten.py. Raises PeerError with its last words if it does not start."""
+    """One of peers/handwritten.py. Raises PeerError with its last words if it does not start."""
     began_s = time.monotonic()
     mark = secrets.token_hex(8)
     process = subprocess.Popen(

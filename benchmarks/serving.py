@@ -3,9 +3,10 @@
     python benchmarks/serving.py --output benchmarks/results
 
 On one exported EfficientNet-Lite0 and photographs of 500 pixels, with 8 and 32 callers that ask for one image
-at a time: the server with either engine, three peers on TensorFlow (peers/handwritten.py), and, without any
-server, the signature called in process and decoding with LiteRT's interpreters. Then the latency of all
-servers at 70% of what the best peer can do, and what a request for next to nothing costs the server.
+at a time: the server with either engine, three peers on TensorFlow (peers/handwritten.py), each in an
+environment of its own in build/peers, and, without any server, the signature called in process and decoding
+with LiteRT's interpreters. Then the latency of all servers at 70% of what the best peer can do, and what a
+request for next to nothing costs the server.
 
 All ways are taken in turn over several rounds, so that a machine whose speed drifts treats them alike, and
 servers whose turn it is not are stopped (SIGSTOP). What counts are the ratios; the rates are this machine's.
@@ -27,8 +28,9 @@ from pathlib import Path
 
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from environments import PeerError
 from result import ratios, write_result
-from servers import Served, export_digits, serve_ours, serve_peer, write_photos
+from servers import Served, export_digits, peer_environment, serve_ours, serve_peer, write_photos
 
 from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, SERVING_DEFAULT
 from graftserve.export.verify import open_signatures
@@ -60,7 +62,15 @@ def main() -> None:
             f"graftserve {engine}": stack.enter_context(_stopped(serve_ours(version.parent, engine)))
             for engine in ("litert", "tensorflow")
         }
-        servers |= {peer: stack.enter_context(_stopped(serve_peer(peer, version))) for peer in PEERS}
+        errors = {}
+        for peer in PEERS:
+            try:
+                servers[peer] = stack.enter_context(_stopped(_serve_in_environment(peer, version)))
+            except PeerError as exc:
+                errors[peer] = str(exc)
+        peers = [peer for peer in PEERS if peer in servers]
+        if not peers:
+            raise SystemExit(f"expected a peer to compare with, but none starts: {errors}")
         contents = [photo.read_bytes() for photo in photos]
         signatures = stack.enter_context(open_signatures(version))
         ways: dict[str, Way] = {
@@ -87,10 +97,10 @@ def main() -> None:
                 rates[name].append(images_per_s)
                 if name in servers:
                     costs[name].append(cpu_s * 1e3)
-            throughput.append(_throughput_row(callers, rates, costs))
+            throughput.append(_throughput_row(callers, rates, costs, peers))
             print(json.dumps(throughput[-1], indent=2), flush=True)
 
-        latency = _latency(servers, throughput, photos, rounds, seconds)
+        latency = _latency(servers, peers, throughput, photos, rounds, seconds)
         print(json.dumps(latency, indent=2), flush=True)
         split = _split(version, contents, rounds, seconds)
         print(json.dumps(split), flush=True)
@@ -100,9 +110,24 @@ def main() -> None:
     write_result(
         arguments.output,
         "serving",
-        {"throughput": throughput, "latency": latency, "litert_split": split, "trivial": trivial},
+        {
+            "throughput": throughput,
+            "latency": latency,
+            "litert_split": split,
+            "trivial": trivial,
+            **({"error": errors} if errors else {}),
+        },
         rounds=rounds,
     )
+
+
+@contextmanager
+def _serve_in_environment(peer: str, version: Path) -> Iterator[Served]:
+    environment = peer_environment(peer, "tensorflow")
+    if environment.error:
+        raise PeerError(environment.error)
+    with serve_peer(peer, version, "tensorflow", environment.python) as served:
+        yield served
 
 
 @contextmanager
@@ -171,9 +196,9 @@ def _bare_litert(
 
 
 def _throughput_row(
-    callers: int, rates: dict[str, list[float]], costs: dict[str, list[float]]
+    callers: int, rates: dict[str, list[float]], costs: dict[str, list[float]], peers: Sequence[str]
 ) -> dict[str, object]:
-    peer = max(PEERS, key=lambda name: statistics.median(rates[name]))
+    peer = max(peers, key=lambda name: statistics.median(rates[name]))
 
     def ratio(name: str, other: str) -> dict[str, float]:
         return ratios(rates[name], rates[other])
@@ -194,6 +219,7 @@ def _throughput_row(
 
 def _latency(
     servers: dict[str, Served],
+    peers: Sequence[str],
     throughput: Sequence[dict],
     photos: Sequence[Path],
     rounds: int,
@@ -201,14 +227,14 @@ def _latency(
 ) -> dict[str, object]:
     """At 70% of the most that any peer could do."""
     rates = [row["images_per_s"] for row in throughput]
-    rate = 0.7 * max(row[peer] for row in rates for peer in PEERS)
+    rate = 0.7 * max(row[peer] for row in rates for peer in peers)
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     for _, (name, server) in itertools.product(range(rounds), servers.items()):
         with _running(server):
             flags = ("--rate", rate, "--callers", 64, "--seconds", 2 * seconds, "--images")
             taken[name].append(server.load(*flags, *photos))
     p99s = {name: [entry["p99_s"] for entry in entries] for name, entries in taken.items()}
-    peer = min(PEERS, key=lambda name: statistics.median(p99s[name]))
+    peer = min(peers, key=lambda name: statistics.median(p99s[name]))
 
     def ratio(name: str) -> dict[str, float]:
         return ratios(p99s[name], p99s[peer])
@@ -257,7 +283,7 @@ def _trivial(folder: Path, stack: ExitStack, rounds: int, seconds: float) -> lis
     tf.saved_model.save(module, str(folder / "half" / "1"), signatures={SERVING_DEFAULT: module.serve})
     servers = {
         "graftserve": stack.enter_context(_stopped(serve_ours(folder / "half", "auto"))),
-        "echo": stack.enter_context(_stopped(serve_peer("echo", folder))),
+        "echo": stack.enter_context(_stopped(serve_peer("echo", folder, "tensorflow"))),
     }
     rows: list[dict[str, object]] = []
     for callers in (1, *CALLERS):

@@ -18,7 +18,6 @@ in turn. Ratios are of ours to each peer in the same round.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import statistics
@@ -28,19 +27,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from environments import Environment, PeerError, make_environment
+from environments import Environment, PeerError
 from result import ratios, write_result
-from servers import Served, export_digits, serve_ours, serve_peer, write_photos
+from servers import (
+    ENGINES,
+    PEERS,
+    Served,
+    export_digits,
+    peer_environment,
+    serve_ours,
+    serve_peer,
+    write_photos,
+)
 
 OURS = "graftserve"
-ENGINES = {"litert": ("ai-edge-litert", "numpy", "pillow"), "tensorflow": ("tensorflow", "numpy")}
-PEERS = {
-    "grpc": ("grpcio",),
-    "fastapi": ("fastapi", "uvicorn[standard]"),
-    "litserve": ("litserve",),
-    "bentoml": ("bentoml",),
-    "ray": ("ray[serve]",),
-}
 CALLERS = (1, 8, 32, 64)
 SHARES = (0.5, 0.7, 0.9)
 CORRUPT_CALLERS = 32
@@ -85,7 +85,7 @@ class _Contest:
         self._environments: dict[str, Environment] = {}
         self.errors: dict[str, str] = {}
         for name in peers:
-            environment = self._environments[name] = _environment(name, engine)
+            environment = self._environments[name] = peer_environment(name, engine)
             if environment.error:
                 self.errors[name] = environment.error
             self._starts[name] = lambda name=name, python=environment.python: serve_peer(
@@ -187,12 +187,6 @@ class _Contest:
             release = PEERS[name][0].partition("[")[0]
             row["release"] = environment.packages.get(release, release)
         return row
-
-
-def _environment(name: str, engine: str) -> Environment:
-    """The peer with the engine in the releases that are here."""
-    engine_requirements = [f"{package}=={importlib.metadata.version(package)}" for package in ENGINES[engine]]
-    return make_environment(f"{name}-{engine}", [*PEERS[name], *engine_requirements])
 
 
 if __name__ == "__main__":
