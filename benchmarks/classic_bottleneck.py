@@ -68,7 +68,7 @@ def main() -> None:
     result = {
         "backbone": arguments.backbone,
         "images": run.metrics["images"],
-        "graftserve": ours,
+        "ours": ours,
         "classic": classic,
         "times_faster": {name: round(ratio, 1) for name, ratio in ratios.items()},
     }

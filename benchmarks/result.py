@@ -67,8 +67,11 @@ def describe(rounds: int) -> dict[str, Any]:
 
 def write_result(folder: Path, name: str, values: Mapping[str, Any], *, rounds: int) -> None:
     """Write `folder`/`name`.json: what `describe` says, and then the values."""
+    description = describe(rounds)
+    if both := description.keys() & values.keys():
+        raise ValueError(f"expected other names than the description's, got {', '.join(sorted(both))}")
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(describe(rounds) | dict(values), indent=2) + "\n")
+    path.write_text(json.dumps(description | dict(values), indent=2) + "\n")
     print(f"written to {path}")
 
 
