@@ -86,13 +86,13 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
 
-    environments = {OURS: _ours()} | {name: _environment(name) for name in arguments.peer}
+    environments = {OURS: our_environment()} | {name: _environment(name) for name in arguments.peer}
     codes = {OURS: "from graftserve.client import Client"} | {
         name: PEERS[name].code for name in arguments.peer
     }
     with tempfile.TemporaryDirectory() as folder:
         work_dir = Path(folder)
-        _write_answer(work_dir)
+        write_answer(work_dir)
         clients = {
             name: _Client(name, environment, codes[name], work_dir)
             for name, environment in environments.items()
@@ -112,7 +112,7 @@ def main() -> None:
     write_result(arguments.output, "client_peers", result, rounds=arguments.rounds)
 
 
-def _ours() -> Environment:
+def our_environment() -> Environment:
     wheels = sorted((_ROOT / "build" / "wheel").glob("*.whl"))
     if not wheels:
         raise SystemExit("expected a wheel in build/wheel; make .venv/installed builds it")
@@ -142,7 +142,7 @@ def _generate(compiler: Environment, folder: Path) -> str:
     return last_error(done.stderr) if done.returncode else ""
 
 
-def _write_answer(folder: Path) -> None:
+def write_answer(folder: Path) -> None:
     source = np.random.default_rng(1)
     labels = [[f"label {source.integers(1000)}" for _ in range(CLASSES)] for _ in range(IMAGES)]
     scores = source.random((IMAGES, CLASSES), np.float32)
