@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find k8s -type f -not -name '*.pyc') $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.binpb' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
 PYTEST_ARGS ?=
+BENCHMARKS ?= feature_extraction classic_bottleneck serving decode exported_signature soak client client_thin \
+  client_peers prepare serving_peers
 
 # TensorFlow imports three times slower without its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,9 +36,10 @@ format: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(PIP) install "$$(ls build/wheel/*.whl)[bench]"
-	for benchmark in feature_extraction classic_bottleneck serving \
-	  decode exported_signature soak client client_thin prepare; do \
+	for benchmark in $(BENCHMARKS); do \
 	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
+	$(BIN)/python benchmarks/page.py --results benchmarks/results --output build/bench/index.html \
+	  --markdown docs/benchmarks.md
 
 # The variable silences a notice of the theme's about the future of MkDocs.
 docs: $(VENV)/installed
