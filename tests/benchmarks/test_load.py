@@ -1,6 +1,7 @@
 """Callers: what they count, with and without corrupt images."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -64,3 +65,12 @@ def test_a_server_that_answers_nothing_is_said() -> None:
         SystemExit, match="expected answers, got 0; the first error: RuntimeError: 500: wrong"
     ):
         closed_loop(connect, with_corrupt(_IMAGES, 0), callers=2, seconds=0.05)
+
+
+def test_the_rate_is_that_of_the_time_until_the_last_answer() -> None:
+    def send(content: bytes) -> None:
+        time.sleep(0.1)
+
+    # The last answers come after 0.25 s, and count as much as they took.
+    result = closed_loop(lambda: send, with_corrupt(_IMAGES, 0), callers=2, seconds=0.25)
+    assert result["per_s"] <= 2 / 0.1
