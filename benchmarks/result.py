@@ -23,7 +23,7 @@ LIBRARIES = (
     *("scikit-image", "scikit-learn", "tensorflow-serving-api"),
 )
 _ROOT = Path(__file__).parents[1]
-_BEGAN_LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+_BEGAN_LOAD = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:

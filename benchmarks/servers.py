@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -154,9 +155,12 @@ def serve_peer(
     """One of peers/handwritten.py. Raises PeerError with its last words if it does not start."""
     began_s = time.monotonic()
     mark = secrets.token_hex(8)
+    # What Ray and BentoML leave behind goes with the server.
+    work_dir = tempfile.TemporaryDirectory(prefix="peer", ignore_cleanup_errors=True)
+    places = dict.fromkeys(("TMPDIR", "RAY_TMPDIR", "BENTOML_HOME"), work_dir.name)
     process = subprocess.Popen(
         [python, _HERE / "peers" / "handwritten.py", name, engine, version],
-        env=environ() | {_MARK: mark},
+        env=environ() | places | {_MARK: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -187,6 +191,7 @@ def serve_peer(
     finally:
         served.signal(signal.SIGKILL)
         process.wait()
+        work_dir.cleanup()
 
 
 def export_digits(folder: Path) -> Path:
