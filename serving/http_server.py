@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from cheroot import wsgi
-from cheroot.server import ChunkedRFile, HTTPConnection
+from cheroot.server import ChunkedRFile, HeaderReader, HTTPConnection, HTTPRequest
 
 from .errors import Code, ServingError
 
@@ -141,9 +141,36 @@ class _TimedSocket:
         return getattr(self._plain, name)
 
 
+class _UnfoldedLines:
+    """A file whose lines begin no continuation of the one before."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readline(self) -> bytes:
+        line: bytes = self._file.readline()
+        if line[:1] in (b" ", b"\t"):
+            raise ValueError("Expected a header in one line, got a line that goes on with the one before")
+        return line
+
+
+class _HeaderReader(HeaderReader):
+    """Refuses headers over several lines, as RFC 9112 (5.2) allows. cheroot takes the last line of one for
+    all of it, and fails on one that goes on with nothing."""
+
+    def __call__(self, rfile: Any, hdict: Any = None) -> Any:
+        return super().__call__(_UnfoldedLines(rfile), hdict)
+
+
+class _Request(HTTPRequest):
+    header_reader = _HeaderReader()
+
+
 class _Connection(HTTPConnection):
     """Bounds the time in which a whole request must arrive; cheroot's bounds each piece of it, so that a
     client which sends a byte now and then would keep a thread for ever."""
+
+    RequestHandlerClass = _Request
 
     def __init__(self, server: "_Server", plain: socket.socket, makefile: Any) -> None:
         self._timed = _TimedSocket(plain)

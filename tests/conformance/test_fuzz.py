@@ -517,6 +517,8 @@ def _head(line: bytes, *headers: bytes) -> bytes:
         _GOOD + b"garbage that is no request\r\n\r\n",
         _GOOD + b"\0\xff" * 100,
         _GOOD + _GOOD + _GOOD,
+        b"GET /v1/models/text HTTP/1.1\r\n goes on: with nothing\r\nHost: x\r\n\r\n",
+        _head(b"GET /v1/models/text HTTP/1.1", b"A: x", b"\tand on"),
     ],
     ids=lambda content: content[:50].decode("latin-1"),
 )
