@@ -571,7 +571,7 @@ def test_a_failing_batch_ends_the_call(server):
     with Client(server.target, "flowers", max_batch_images=1, max_in_flight=1) as client:
         with pytest.raises(InternalError, match="broken"):
             client.classify_many([image(n) for n in range(1, 9)])
-        assert len(server.requests) == 1
+        assert len(server.requests) <= 2  # the next may have left before the call heard of it
 
 
 @pytest.mark.parametrize(
