@@ -75,6 +75,10 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 def _run(args: list[str] | None) -> int:
     debug = "--debug" in (sys.argv[1:] if args is None else args)
+    if not debug:
+        # gRPC's C core would narrate every connection that a server closes. It reads this when it is loaded,
+        # which is when a command's module is.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         result: Any = cli.main(args, prog_name="graftserve", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -115,8 +119,6 @@ def _set_up_logging(debug: bool) -> None:
     if not debug:
         # TensorFlow's C++ and Python both narrate their start; its errors still come as exceptions.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        # gRPC's C core would narrate every connection that a server closes.
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         for name in ("tensorflow", "absl", "h5py"):
             logging.getLogger(name).setLevel(logging.ERROR)
         for name in ("gcsfs", "s3fs"):  # they log the errors that they raise, with their tracebacks
