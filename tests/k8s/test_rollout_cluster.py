@@ -680,21 +680,32 @@ def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
 
 
 COMPARED = ("start", "--version", "4", "--max-latency-ratio", "1000")
+Compared = Callable[..., tuple[int, str, str]]
 
 
-def test_a_canary_is_compared_before_it_gets_calls(
+@pytest.fixture
+def compared(
     rollout: Rollout,
     fake: FakeApi,
-    overlay: Path,
-    namespace: str,
     ways: Callable[..., list[Any]],
     servers: dict[str, FakeServer],
     images: Path,
-) -> None:
+) -> Compared:
+    """compared(canary, *args): as rollout, a start from version 3; canary: the server behind its track."""
     rollout("apply")
-    ways(stable=servers["stable"].target, canary=servers["good"].target)
-    fake.requests.clear()
-    status, out, err = rollout(*COMPARED, "--images", str(images), "--weight", "20", "--context", "fake")
+
+    def compared(canary: str, *args: str) -> tuple[int, str, str]:
+        ways(stable=servers["stable"].target, canary=servers[canary].target)
+        fake.requests.clear()
+        return rollout(*COMPARED, "--images", str(images), *args)
+
+    return compared
+
+
+def test_a_canary_is_compared_before_it_gets_calls(
+    compared: Compared, fake: FakeApi, overlay: Path, namespace: str, ways: Callable[..., list[Any]]
+) -> None:
+    status, out, err = compared("good", "--weight", "20", "--context", "fake")
     assert status == 0, err
     assert "compared   8 of 8 images\nagreement  1.0000\n" in out
     steps = [line.partition(":")[0] for line in err.splitlines()]
@@ -711,18 +722,9 @@ def test_a_canary_is_compared_before_it_gets_calls(
 
 
 def test_a_canary_that_answers_otherwise_never_gets_a_call(
-    rollout: Rollout,
-    fake: FakeApi,
-    overlay: Path,
-    ways: Callable[..., list[Any]],
-    servers: dict[str, FakeServer],
-    images: Path,
+    compared: Compared, fake: FakeApi, overlay: Path
 ) -> None:
-    rollout("apply")
-    ways(stable=servers["stable"].target, canary=servers["permuted"].target)
-    fake.requests.clear()
-    arguments = ("--images", str(images), "--weight", "20", "--auto", "--max-shift", "1")
-    status, out, _ = rollout(*COMPARED, *arguments)
+    status, out, _ = compared("permuted", "--weight", "20", "--auto", "--max-shift", "1")
     assert status == 1
     assert "aborted: agreement 0.0000 on 8 images" in out
     assert _tracks(overlay) == Tracks(3)
@@ -760,17 +762,8 @@ def test_no_way_to_the_pods_compares_nothing_and_aborts_nothing(
     assert "`start` with the same version goes on, `abort` goes back" in out
 
 
-def test_a_way_to_the_wrong_pods_is_no_bad_version(
-    rollout: Rollout,
-    fake: FakeApi,
-    overlay: Path,
-    ways: Callable[..., list[Any]],
-    servers: dict[str, FakeServer],
-    images: Path,
-) -> None:
-    rollout("apply")
-    ways(stable=servers["stable"].target, canary=servers["stable"].target)
-    status, _, err = rollout(*COMPARED, "--images", str(images))
+def test_a_way_to_the_wrong_pods_is_no_bad_version(compared: Compared, overlay: Path) -> None:
+    status, _, err = compared("stable")
     assert status == 1
     assert "a port-forward to the canary track: nothing is compared: " in err
     assert _tracks(overlay) == Tracks(3, 4, 1)
@@ -786,19 +779,9 @@ def _shares(fake: FakeApi) -> list[int]:
     return [weight for weight, _ in groupby(weights)]
 
 
-def test_a_ramp_is_compared_at_each_step(
-    rollout: Rollout,
-    fake: FakeApi,
-    overlay: Path,
-    ways: Callable[..., list[Any]],
-    servers: dict[str, FakeServer],
-    images: Path,
-) -> None:
-    rollout("apply")
-    ways(stable=servers["stable"].target, canary=servers["good"].target)
-    fake.requests.clear()
-    ramp = (*COMPARED, "--images", str(images), "--ramp", "1,10,50", "--hold-s", "0")
-    status, out, err = rollout(*ramp)
+def test_a_ramp_is_compared_at_each_step(compared: Compared, fake: FakeApi, overlay: Path) -> None:
+    ramp = ("good", "--ramp", "1,10,50", "--hold-s", "0")
+    status, out, err = compared(*ramp)
     assert status == 0, err
     assert _shares(fake) == [0, 1, 10, 50]
     steps = [line for line in err.splitlines() if line.startswith(("compare ", "hold ", "canary.env"))]
@@ -816,7 +799,7 @@ def test_a_ramp_is_compared_at_each_step(
         ),
     ]
     assert "version 4, 1 pod, 50% of the route's calls" in out
-    assert rollout(*ramp, "--auto")[0] == 0
+    assert compared(*ramp, "--auto")[0] == 0
     assert _tracks(overlay) == Tracks(4)
 
 
