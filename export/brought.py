@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from PIL import Image
 
-from graftserve.training.backbones import BACKBONES, PIXEL_RANGES, PixelRange
+from graftserve.training.backbones import BACKBONES, PIXEL_RANGES, Normalization, PixelRange
 from graftserve.training.calibration import apply_temperature
 from graftserve.training.errors import DataError
 from graftserve.training.folder import unlabeled_images
@@ -87,12 +87,10 @@ def open_brought(
     images = _load_goldens(goldens_dir, labels, preprocess)
     pixels = decode_images([content for _, content, _ in images], preprocess)
 
+    normalise = Normalization(pixel_range.mean, pixel_range.scale, bgr=pixel_range.bgr)
+
     def normalised(batch: tf.Tensor) -> tf.Tensor:
-        values = tf.cast(batch, tf.float32)
-        if pixel_range.bgr:
-            values = tf.reverse(values, [-1])
-        values = (values - tf.constant(pixel_range.mean)) / tf.constant(pixel_range.scale)
-        return tf.cast(values, model.dtype)
+        return tf.cast(normalise(batch), model.dtype)
 
     answers = model.forward(normalised(pixels))
     raw = {name: np.asarray(tf.cast(rows, tf.float32)) for name, rows in answers.items()}

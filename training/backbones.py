@@ -68,8 +68,15 @@ class Normalization(keras.layers.Layer):  # type: ignore[misc]
         pixels = keras.ops.cast(pixels, "float32")
         if self.bgr:
             pixels = keras.ops.flip(pixels, axis=-1)
+        _, height, width, channels = pixels.shape
         mean, scale = np.asarray(self.mean, np.float32), np.asarray(self.scale, np.float32)
-        return (pixels - mean) / scale
+        if height is None or width is None:
+            return (pixels - mean) / scale
+        # A row of pixels at a time: kernels that repeat three numbers over an image took a seventh of all of
+        # EfficientNet-Lite0's time in LiteRT, and a quarter of it in int8.
+        rows = keras.ops.reshape(pixels, (-1, height, width * channels))
+        rows = (rows - np.tile(mean, width)) / np.tile(scale, width)
+        return keras.ops.reshape(rows, (-1, height, width, channels))
 
     def compute_output_spec(self, pixels: Any) -> Any:
         """float32, whatever the pixels are."""

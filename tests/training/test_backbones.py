@@ -107,6 +107,13 @@ class TestTable:
         theirs = getattr(keras.applications, application).preprocess_input(pixels.astype(np.float32))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
+    def test_normalisation_is_the_same_where_the_size_is_not_known(self) -> None:
+        normalise = Normalization((103.939, 116.779, 123.68), (58.0, 57.0, 56.0), bgr=True)
+        pixels = np.random.default_rng(1).integers(0, 256, (2, 5, 7, 3), np.uint8)
+        spec = tf.TensorSpec((None, None, None, 3), tf.uint8)
+        of_any_size = tf.function(normalise.call, input_signature=[spec])(pixels)
+        np.testing.assert_allclose(normalise(pixels), of_any_size, rtol=1e-6)
+
     def test_an_unknown_name_lists_the_known_ones(self) -> None:
         with pytest.raises(ValueError, match=r"expected one of efficientnet-lite0, .*; got 'resnet999'"):
             load_backbone("resnet999")
