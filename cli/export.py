@@ -70,7 +70,9 @@ def _brought(option: str, **settings: Any) -> Callable[[Any], Any]:
 )
 @click.option("--tune", is_flag=True, help="Choose batch sizes and threads by measuring on this machine.")
 @click.option(
-    "--quantize", type=click.Choice(["int8"]), help="Add network.int8.tflite, and say what it costs."
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Add network.int8.tflite, which graftserve serve --engine=litert_int8 takes, and say what it costs.",
 )
 @click.option(
     "--max-accuracy-drop",

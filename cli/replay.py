@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from graftserve.client import Client
 from graftserve.client.wire.contract import IMAGE_BYTES, SERVING_DEFAULT
-from graftserve.export.goldens import GoldenImage, read_goldens
+from graftserve.export.goldens import GoldenImage, read_goldens, server_tolerance
 
 from .output import CommandError
 
@@ -20,12 +20,13 @@ __all__ = ["Replay", "replay"]
 @dataclass(frozen=True)
 class Replay:
     """version: the one that answered. largest_difference: of a probability, or of a score where the version
-    gives no probabilities. worst: the image that it is of."""
+    gives no probabilities. worst: the image that it is of. tolerance: what a server may differ by."""
 
     version: int
     images: int
     largest_difference: float
     worst: str
+    tolerance: float
 
 
 def replay(folder: Path, client: Client, model: str) -> Replay:
@@ -34,7 +35,7 @@ def replay(folder: Path, client: Client, model: str) -> Replay:
     Raises ClientError, VerificationError (no golden images there), CommandError (another version answered in
     between, or what it gives cannot be compared).
     """
-    goldens = read_goldens(folder)
+    goldens, tolerance = read_goldens(folder), server_tolerance(folder)
     requests = [[golden] for golden in goldens] + [list(goldens)]
     versions: set[int] = set()
     worst = (0.0, goldens[0].name)
@@ -48,7 +49,7 @@ def replay(folder: Path, client: Client, model: str) -> Replay:
             )
         for golden, difference in zip(request, _differences(request, answer.outputs, model), strict=True):
             worst = max(worst, (difference, golden.name))
-    return Replay(versions.pop(), len(goldens), *worst)
+    return Replay(versions.pop(), len(goldens), *worst, tolerance)
 
 
 def _differences(

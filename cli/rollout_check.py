@@ -21,8 +21,6 @@ __all__ = ["check_folder", "check_goldens", "check_source", "check_source_golden
 
 T = TypeVar("T")
 
-_GOLDEN_TOLERANCE = 1e-3  # of a probability, as graftserve verify allows a server: GPUs round otherwise
-
 
 def check_folder(folder: Path) -> str:
     """Look at all files of the version in `folder`; says what it looked at.
@@ -67,10 +65,10 @@ def check_goldens(folder: Path, client: "Client", *, version: int, model: str) -
         raise
     except (CommandError, ClientError) as error:  # an answer that cannot be that of these files
         raise CheckError(f"golden images of version {version}: {error}") from error
-    if not result.largest_difference <= _GOLDEN_TOLERANCE:
+    if not result.largest_difference <= result.tolerance:
         raise CheckError(
             f"version {version} differs by {result.largest_difference:.3g} from what its golden image "
-            f"{result.worst} must give, at most {_GOLDEN_TOLERANCE:g} allowed: another model answers"
+            f"{result.worst} must give, at most {result.tolerance:g} allowed: another model answers"
         )
     return True
 

@@ -30,7 +30,7 @@ from .decode_graph import write_decode_graph
 from .errors import ExportError, GateError, StoreError, VersionError
 from .goldens import EXTRA, read_goldens, write_goldens
 from .manifest import MANIFEST, write_manifest
-from .quantize import QuantizationCost, add_int8
+from .quantize import QuantizationCost, add_int8, int8_difference
 from .rebatch import write_batching
 from .run_source import open_run
 from .signatures import ServingModule, available_outputs, save_model
@@ -177,16 +177,25 @@ def export_model(
         )
         save_model(module, folder)
         (folder / EXTRA).mkdir()
-        write_goldens(folder, source.goldens)
         write_decode_graph(folder, source.preprocess)
 
         lite = add_lite(folder, source.network, pixels, expected)
         if lite.reason:
             _log.warning("left out network.tflite: %s", lite.reason)
-        quantization = None
+        quantization = difference = None
+        engines: dict[str, Any] = {}
+        if lite.path:
+            engines["litert"] = {"file": lite.path.name, "largest_difference": lite.largest_difference}
         if quantized_run:
             quantization = add_int8(folder, quantized_run, source.network, options.max_accuracy_drop)
-        write_contract(folder, source, batching, top_k, outputs, _engines(lite, quantization))
+            difference = int8_difference(folder, pixels, probabilities)
+            engines["litert_int8"] = {
+                "file": "network.int8.tflite",
+                "accuracy_drop": quantization.drop,
+                "largest_difference": difference,
+            }
+        write_goldens(folder, source.goldens, difference)
+        write_contract(folder, source, batching, top_k, outputs, engines)
         tuning = None
         if options.tune:
             tuning = tune(folder, max_latency_ms=options.max_latency_ms, listener=listener)
@@ -344,15 +353,6 @@ def _run_of(source: Source) -> RunDirectory:
     if source.run is None:
         raise ExportError("quantize: needs the training images of a run; export a run directory")
     return source.run
-
-
-def _engines(lite: LiteResult, quantization: QuantizationCost | None) -> dict[str, Any]:
-    engines: dict[str, Any] = {}
-    if lite.path:
-        engines["litert"] = {"file": lite.path.name, "largest_difference": lite.largest_difference}
-    if quantization:
-        engines["litert_int8"] = {"file": "network.int8.tflite", "accuracy_drop": quantization.drop}
-    return engines
 
 
 @contextmanager

@@ -36,7 +36,15 @@ from .goldens import EXTRA
 from .network import PROBABILITIES_OUTPUT, Network
 from .tflite import LiteError, converter_of, explain, open_lite
 
-__all__ = ["INT8_FILE", "QuantizationCost", "accuracy_cost", "add_int8", "calibration_pixels", "quantize"]
+__all__ = [
+    "INT8_FILE",
+    "QuantizationCost",
+    "accuracy_cost",
+    "add_int8",
+    "calibration_pixels",
+    "int8_difference",
+    "quantize",
+]
 
 INT8_FILE = f"{EXTRA}/network.int8.tflite"
 
@@ -88,6 +96,17 @@ def add_int8(
     with write_atomically(folder / INT8_FILE, "wb") as file:
         file.write(model)
     return cost
+
+
+def int8_difference(folder: Path, pixels: _Pixels, expected: npt.NDArray[np.float32]) -> float:
+    """How far the probabilities of network.int8.tflite in a version's folder are from the original model's.
+
+    pixels: uint8 [n, side_px, side_px, 3], n above 0. expected: float32 [n, C], for them. Returns the largest
+    difference, 0 to 1. Raises LiteError if the network does not run.
+    """
+    run = open_lite((folder / INT8_FILE).read_bytes())
+    given = [run(pixels[row : row + 1])[PROBABILITIES_OUTPUT] for row in range(len(pixels))]
+    return float(np.abs(np.concatenate(given) - expected).max())
 
 
 def quantize(network: Network, calibration: Iterable[_Pixels]) -> bytes:

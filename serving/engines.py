@@ -1,6 +1,7 @@
 """Loads a version into the engine that suits it and warms it up, and says how long it took.
 
-    an exported version on a CPU -> LiteRT; everything else, and what LiteRT cannot do -> TensorFlow
+    an exported version on a CPU -> LiteRT, in int8 if that is asked for and there
+    everything else, and what LiteRT cannot do -> TensorFlow
     with --enable_batching: what runs in TensorFlow and does not gather requests itself -> batched
 
 Source: tensorflow_serving/servables/tensorflow/saved_model_bundle_factory.cc.
@@ -17,7 +18,7 @@ from .batching import BatchingServable
 from .batching_options import VERSION_FILE, BatchingOptions, read_batching
 from .errors import Code, ServingError
 from .flags import Options
-from .litert import CONTRACT_FILE, LiteRtServable, can_load
+from .litert import CONTRACT_FILE, LiteRtServable, can_load, has_int8
 from .loader import TensorFlowEngine, has_gpu, read_records, session_config
 from .metrics import Metrics
 from .servable import Servable, ServableId
@@ -77,6 +78,7 @@ class ModelEngine:
             try:
                 servable = LiteRtServable.load(
                     path,
+                    int8=self._takes_int8(servable_id, path),
                     max_queued_images=self._options.max_queued_requests,
                     fallback=lambda: self._tensorflow.load(servable_id, path),
                     session_config=self._session_config,
@@ -87,9 +89,10 @@ class ModelEngine:
                 return servable
             except ServingError as exc:
                 _log.warning("model %s runs in TensorFlow, not in LiteRT: %s", servable_id, exc.message)
-        elif self._options.engine == "litert":
+        elif self._options.engine in ("litert", "litert_int8"):
             _log.warning(
-                "model %s runs in TensorFlow: --engine=litert takes exported models on a CPU", servable_id
+                "model %s runs in TensorFlow: --engine=%s takes exported models on a CPU",
+                *(servable_id, self._options.engine),
             )
         batching = self._batching_of(servable_id, path)
         if batching is None:
@@ -98,6 +101,17 @@ class ModelEngine:
             self._tensorflow.load(servable_id, path),
             *(batching, self._scheduler, servable_id.name, self._metrics),
         )
+
+    def _takes_int8(self, servable_id: ServableId, path: Path) -> bool:
+        if self._options.engine != "litert_int8":
+            return False
+        if not has_int8(path):
+            _log.warning(
+                "model %s runs in float32: it has no network in int8; export it with --quantize int8",
+                servable_id,
+            )
+            return False
+        return True
 
     def _batching_of(self, servable_id: ServableId, path: Path) -> BatchingOptions | None:
         """How requests for a version that runs in TensorFlow are gathered; None for not at all."""
@@ -124,7 +138,7 @@ class ModelEngine:
             count = warm_up(
                 *(servable, read_records(file), iterations),
                 is_busy=self._metrics.is_busy,
-                every_size=servable.engine != "litert",
+                every_size=servable.engine == "tensorflow",
             )
             code = Code.OK
         except ServingError as exc:

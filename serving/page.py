@@ -31,7 +31,7 @@ class VersionOverview(TypedDict):
     version: a string, since JavaScript's numbers do not hold every int64.
     state: START, LOADING, AVAILABLE, UNLOADING or END.
     error: why it ended; empty if it did not fail.
-    engine: what answers, "litert" or "tensorflow"; empty while the version is not AVAILABLE.
+    engine: what answers, "litert", "litert_int8" or "tensorflow"; empty while the version is not AVAILABLE.
     """
 
     version: str

@@ -62,7 +62,7 @@ class Servable(Protocol):
 
     @property
     def engine(self) -> str:
-        """What runs it: "tensorflow" or "litert"."""
+        """What runs it: "tensorflow", "litert" or "litert_int8"."""
 
     @property
     def signatures(self) -> Mapping[str, Signature]: ...

@@ -82,3 +82,12 @@ def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from graftserve.export import export_run
 
     return export_run(trained.path, tmp_path_factory.mktemp("models") / "digits")
+
+
+@pytest.fixture(scope="session")
+def quantized(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`exported` with its network in int8, too."""
+    from graftserve.export import export_run
+
+    base_path = tmp_path_factory.mktemp("quantized") / "digits"
+    return export_run(trained.path, base_path, quantize=True, max_accuracy_drop=0.2)

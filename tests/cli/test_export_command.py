@@ -148,6 +148,16 @@ def test_verify_against_a_running_server(graftserve, exported, tmp_path: Path) -
         assert "nope" in err
 
 
+def test_verify_allows_a_server_in_int8_what_the_version_tells(graftserve, quantized) -> None:
+    with ServerProcess("digits", quantized.path.parent, "--engine=litert_int8") as server:
+        asked = ("verify", quantized.path, "--target", server.addresses()["gRPC"], "--model", "digits")
+        status, _, err = graftserve(*asked)
+        assert (status, err) == (0, "")
+        status, _, err = graftserve(*asked, "--tolerance", "1e-6")
+    assert status == 1
+    assert "expected at most 1e-06: another model or version" in err
+
+
 def test_verify_asks_for_a_target(graftserve, exported) -> None:
     status, _, err = graftserve("verify", exported.path, "--model", "digits")
     assert status == 2

@@ -17,7 +17,7 @@ from graftserve.export.manifest import write_manifest
 from graftserve.serving.engines import ModelEngine
 from graftserve.serving.errors import Code, ServingError
 from graftserve.serving.flags import Options
-from graftserve.serving.litert import TOLERANCE, LiteRtServable, can_load
+from graftserve.serving.litert import INT8_TOLERANCE, TOLERANCE, LiteRtServable, can_load
 from graftserve.serving.loader import TensorFlowEngine
 from graftserve.serving.metrics import Metrics
 from graftserve.serving.servable import Array, Servable, ServableId
@@ -367,3 +367,48 @@ def test_closing_ends_the_workers(exported: Any) -> None:
     assert threading.active_count() == before + 3
     servable.close()
     assert threading.active_count() == before
+
+
+def test_int8_answers_as_its_golden_images_tell(quantized: Any, images: list[bytes]) -> None:
+    exact = load(quantized.path)
+    int8 = engine(engine="litert_int8", enable_model_warmup=False).load(DIGITS, quantized.path)
+    document = json.loads((quantized.path / EXTRA / "goldens" / "goldens.json").read_text())
+    goldens = strings(
+        [(quantized.path / EXTRA / "goldens" / row["file"]).read_bytes() for row in document["goldens"]]
+    )
+    by_float, by_int8 = (
+        ask(servable, "serving_default", goldens)["probabilities"] for servable in (exact, int8)
+    )
+    assert np.abs(by_int8 - by_float).max() == pytest.approx(document["int8_difference"], abs=TOLERANCE)
+    answers = ask(int8, "serving_default", strings(images))
+    assert answers["valid"].tolist() == VALID
+    np.testing.assert_allclose(answers["probabilities"].sum(axis=1), VALID, atol=1e-3)
+    assert int8.engine == "litert_int8"
+    exact.close()
+    int8.close()
+
+
+def test_int8_is_for_versions_that_have_it(exported: Any, caplog: pytest.LogCaptureFixture) -> None:
+    servable = engine(engine="litert_int8", enable_model_warmup=False).load(DIGITS, exported.path)
+    assert servable.engine == "litert"
+    assert warnings_of(caplog) == [
+        "model digits version 1 runs in float32: it has no network in int8; export it with --quantize int8"
+    ]
+    servable.close()
+
+
+def test_int8_that_answers_otherwise_runs_in_tensorflow(
+    quantized: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(quantized.path, tmp_path / "digits" / "1"))
+
+    def change(document: Any) -> None:
+        document["goldens"][0]["probabilities"][0] += document["int8_difference"] + 2 * INT8_TOLERANCE
+
+    change_json(copy / EXTRA / "goldens" / "goldens.json", change)
+    write_manifest(copy)
+    servable = engine(engine="litert_int8", enable_model_warmup=False).load(DIGITS, copy)
+    (warning,) = warnings_of(caplog)
+    assert "the golden images' probabilities differ by" in warning
+    assert servable.engine == "tensorflow"
+    servable.close()
