@@ -180,7 +180,7 @@ def test_links_of_documents_beside_the_site_lead_somewhere(site: Path, document:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """What the site is made of, to change."""
-    for part in ("docs", "examples", "scripts"):
+    for part in ("benchmarks/results", "docs", "examples", "scripts"):
         shutil.copytree(_ROOT / part, tmp_path / part)
     for part in ("mkdocs.yml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(_ROOT / part, tmp_path)
