@@ -12,7 +12,7 @@ BENCHMARKS ?= feature_extraction classic_bottleneck serving decode exported_sign
 # TensorFlow imports three times slower without its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo rehearsal test lint format bench docs wire clean
+.PHONY: demo rehearsal test lint format bench bench-page docs wire clean
 
 demo: $(VENV)/installed
 	$(BIN)/graftserve demo --work-dir build/demo
@@ -38,8 +38,12 @@ bench: $(VENV)/installed
 	$(PIP) install "$$(ls build/wheel/*.whl)[bench]"
 	for benchmark in $(BENCHMARKS); do \
 	  $(BIN)/python benchmarks/$$benchmark.py --output benchmarks/results || exit 1; done
+	$(MAKE) bench-page
+
+# What the documentation says of the results: its page of benchmarks, and numbers in prose.
+bench-page: $(VENV)/installed
 	$(BIN)/python benchmarks/page.py --results benchmarks/results --output build/bench/index.html \
-	  --markdown docs/benchmarks.md
+	  --markdown docs/benchmarks.md --prose README.md docs
 
 # The variable silences a notice of the theme's about the future of MkDocs.
 docs: $(VENV)/installed
