@@ -85,7 +85,7 @@ class Served:
                 os.kill(pid, number)
 
     def load(self, *arguments: object) -> dict[str, Any]:
-        """What `load.py` measures, and the CPU seconds that an answer cost the server.
+        """What `load.py` measures, and the CPU seconds that a request cost the server.
 
         Raises PeerError if nothing was answered.
         """
@@ -96,7 +96,7 @@ class Served:
         if done.returncode:
             raise PeerError(done.stderr.strip().rpartition("\n")[2])
         result: dict[str, Any] = json.loads(done.stdout)
-        return result | {"cpu_s": (self._cpu_s() - before_s) / result["answers"]}
+        return result | {"cpu_s": (self._cpu_s() - before_s) / result["requests"]}
 
     def memory_mib(self) -> float:
         """Resident memory of all its processes; pages that several share count once."""
@@ -194,14 +194,14 @@ def serve_peer(
         work_dir.cleanup()
 
 
-def export_digits(folder: Path) -> Path:
-    """A version to serve."""
+def export_digits(folder: Path, **options: Any) -> Path:
+    """A version to serve; options: of the export."""
     write_digits(folder / "digits")
     for image in (folder / "digits").rglob("*.jpg"):
         if int(image.stem) >= 200:  # the head that few images train is as large as any
             image.unlink()
     run = train(Recipe(str(folder / "digits")), folder / "run", cache_dir=folder / "cache")
-    version: Path = export_run(run.path, folder / "models" / MODEL).path
+    version: Path = export_run(run.path, folder / "models" / MODEL, **options).path
     return version
 
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -39,14 +40,14 @@ def test_errors_of_corrupt_images_do_not_count() -> None:
     corrupt = sum(content not in _IMAGES for content in got)
     assert corrupt > 0
     assert result["errors"] == 0
-    assert result["answers"] == len(got) - corrupt - 3  # each asks once before it counts
+    assert result["answers"] == len(got) - corrupt - 6  # each asks twice before it counts
 
 
 def test_errors_of_whole_images_count_and_are_no_answers() -> None:
     connect, got = _server(lambda content: content == _IMAGES[1])
     result = closed_loop(connect, with_corrupt(_IMAGES, 0), callers=1, seconds=0.05)
     assert result["errors"] == got.count(_IMAGES[1])
-    assert result["answers"] == got.count(_IMAGES[0]) - 1
+    assert result["answers"] == got.count(_IMAGES[0]) - 2
     assert result["first_error"] == "RuntimeError: 500: wrong"
 
 
@@ -74,3 +75,14 @@ def test_the_rate_is_that_of_the_time_until_the_last_answer() -> None:
     # The last answers come after 0.25 s, and count as much as they took.
     result = closed_loop(lambda: send, with_corrupt(_IMAGES, 0), callers=2, seconds=0.25)
     assert result["per_s"] <= 2 / 0.1
+
+
+def test_that_nobody_waits_at_first_does_not_count() -> None:
+    with ThreadPoolExecutor(1) as one_by_one:
+        result = closed_loop(
+            lambda: lambda content: one_by_one.submit(time.sleep, 0.02).result(),
+            with_corrupt(_IMAGES, 0),
+            callers=8,
+            seconds=0.1,
+        )
+    assert result["per_s"] < 1.2 / 0.02
