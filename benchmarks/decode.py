@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
+from photos import photo_sheet
 from PIL import Image
 from result import ratios, write_result
 from skimage import data
@@ -110,15 +110,13 @@ def _seconds(call: Callable[[], object], at_least_s: float) -> float:
 
 
 def _photos() -> dict[str, bytes]:
-    """Small ones are scaled down; the large ones are photographs side by side, as rich in detail."""
+    """Small ones are scaled down; the large ones are as rich in detail."""
     coffee = Image.fromarray(data.coffee())
     photos = {
         f"{width} x {height}": _jpeg(coffee.resize((width, height), Image.Resampling.LANCZOS), 90)
         for width, height in ((224, 224), (256, 256), (500, 375))
     }
-    tiles = [np.asarray(photo)[:300, :450] for photo in (data.coffee(), data.astronaut(), data.rocket())]
-    row = np.concatenate([tiles[index % 3] for index in range(9)], axis=1)[:, :4000]
-    sheet = Image.fromarray(np.concatenate([np.roll(row, 450 * index, axis=1) for index in range(10)]))
+    sheet = photo_sheet()
     photos["4000 x 3000, quality 75, EXIF"] = _jpeg(sheet, 75, orientation=6)
     photos["4000 x 3000, quality 90, EXIF"] = _jpeg(sheet, 90, orientation=6)
     return photos

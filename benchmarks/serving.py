@@ -19,15 +19,12 @@ import os
 import signal
 import statistics
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
+from bare import cpu_count, decode_graph, litert, measure
 from environments import PeerError
 from result import ratios, write_result
 from servers import Served, export_digits, peer_environment, serve_ours, serve_peer, write_photos
@@ -151,48 +148,17 @@ def _running(served: Served) -> Iterator[None]:
 
 
 def _bare(call: Callable[[int], object]) -> Way:
-    """The call, again and again, from as many threads as there are callers."""
-
-    def measure(callers: int, seconds: float) -> float:
-        numbers = itertools.count()
-        for row in range(3):
-            call(row)
-        began_s = time.perf_counter()
-
-        def run(_: int) -> int:
-            done = 0
-            while time.perf_counter() < began_s + seconds:
-                call(next(numbers))
-                done += 1
-            return done
-
-        with ThreadPoolExecutor(callers) as pool:
-            return sum(pool.map(run, range(callers))) / (time.perf_counter() - began_s)
-
-    return measure
+    return lambda callers, seconds: measure(call, callers, seconds).per_s
 
 
 def _bare_litert(
     version: Path, contents: Sequence[bytes], workers: int | None = None, threads: int = 1
 ) -> Way:
     """decode.pb on one thread, and an interpreter for each worker; None: a worker for each CPU."""
-    graph = tf.Graph()
-    with graph.as_default():
-        decoding = (version / "assets.extra" / "decode.pb").read_bytes()
-        tf.graph_util.import_graph_def(tf.compat.v1.GraphDef.FromString(decoding), name="")
-    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1)
-    session = tf.compat.v1.Session(graph=graph, config=config)
-    decode = session.make_callable("pixels:0", ["image_bytes:0"])
-    local = threading.local()
-
-    def call(row: int) -> object:
-        if not hasattr(local, "run"):
-            interpreter = Interpreter(str(version / "assets.extra" / "network.tflite"), num_threads=threads)
-            local.run = interpreter.get_signature_runner(SERVING_DEFAULT)
-        return local.run(pixels=decode(contents[row % len(contents)])[None])
-
-    measure = _bare(call)
-    return lambda callers, seconds: measure(workers or len(os.sched_getaffinity(0)), seconds)
+    decode = decode_graph(version)
+    network = litert(version / "assets.extra" / "network.tflite", threads)
+    way = _bare(lambda row: network(decode(contents[row % len(contents)])[None]))
+    return lambda callers, seconds: way(workers or cpu_count(), seconds)
 
 
 def _throughput_row(
@@ -256,7 +222,7 @@ def _latency(
 
 def _split(version: Path, contents: Sequence[bytes], rounds: int, seconds: float) -> dict[str, float]:
     """Images a second of LiteRT by how the CPUs are shared: interpreters times threads of each."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = cpu_count()
     ways = {
         f"{workers} x {threads}": _bare_litert(version, contents, workers, threads)
         for workers, threads in dict.fromkeys([(1, 1), (1, cpus), (cpus, 1), (2 * cpus, 1), (cpus, cpus)])
