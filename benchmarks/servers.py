@@ -134,10 +134,10 @@ def _marked(variable: bytes) -> set[int]:
 
 
 @contextmanager
-def serve_ours(model_base_path: Path, engine: str) -> Iterator[Served]:
-    """The embedded server."""
+def serve_ours(model_base_path: Path, engine: str, *flags: str) -> Iterator[Served]:
+    """The embedded server; flags: more of its own."""
     began_s = time.monotonic()
-    with ServerProcess(MODEL, model_base_path, f"--engine={engine}", *FLAGS) as server:
+    with ServerProcess(MODEL, model_base_path, f"--engine={engine}", *FLAGS, *flags) as server:
         target = server.addresses()["gRPC"]
         yield Served("predict", target, PREDICT.path, server.pid, "", time.monotonic() - began_s)
 
