@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find k8s -type f -not -name '*.pyc') $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.binpb' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
 PYTEST_ARGS ?=
-BENCHMARKS ?= feature_extraction classic_bottleneck serving decode exported_signature soak client client_thin \
-  client_peers prepare serving_peers limits profile_server growth
+BENCHMARKS ?= feature_extraction classic_bottleneck classic_keras serving decode exported_signature soak client \
+  client_thin client_peers prepare serving_peers limits profile_server growth
 
 # TensorFlow imports three times slower without its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
