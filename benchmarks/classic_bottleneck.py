@@ -19,9 +19,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from photos import write_few_digits
 from result import write_result
 
-from graftserve.cli.digits import write_digits
 from graftserve.training import RunDirectory, train
 from graftserve.training.backbones import BACKBONES, load_backbone
 from graftserve.training.network import freeze
@@ -44,7 +44,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         work_dir = Path(folder)
-        data = arguments.data or _digits(work_dir / "digits", arguments.images)
+        data = arguments.data or write_few_digits(work_dir / "digits", arguments.images)
         recipe = load_recipe(
             "bottleneck",
             str(data),
@@ -73,14 +73,6 @@ def main() -> None:
         "times_faster": {name: round(ratio, 1) for name, ratio in ratios.items()},
     }
     write_result(arguments.output, "classic_bottleneck", result, rounds=1)
-
-
-def _digits(folder: Path, count: int) -> Path:
-    write_digits(folder)
-    for image in folder.rglob("*.jpg"):
-        if int(image.stem) >= count:
-            image.unlink()
-    return folder
 
 
 def _ours(run: RunDirectory, total_s: float) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _write_digits_like(folder: Path, count: int) -> None:
         digit = Image.fromarray((digits.images[number] * (255 / 16)).astype(np.uint8))
         digit = digit.resize((64, 64), Image.Resampling.BICUBIC).rotate(chance.uniform(-10, 10))
         canvas = Image.new("L", (112, 112))
-        canvas.paste(digit, (int(chance.integers(0, 48)), int(chance.integers(0, 48))))
+        canvas.paste(digit, (int(chance.integers(8, 40)), int(chance.integers(8, 40))))
         canvas.save(path, quality=92)
 
 

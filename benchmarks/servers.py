@@ -18,10 +18,10 @@ from typing import Any
 
 from environments import Environment, PeerError, environ, make_environment
 from peers.model import GRPC_METHOD, HTTP_PATH
+from photos import write_few_digits
 from PIL import Image
 from skimage import data
 
-from graftserve.cli.digits import write_digits
 from graftserve.cli.server_process import ServerProcess
 from graftserve.client.wire.methods import PREDICT
 from graftserve.export import export_run
@@ -196,11 +196,8 @@ def serve_peer(
 
 def export_digits(folder: Path, **options: Any) -> Path:
     """A version to serve; options: of the export."""
-    write_digits(folder / "digits")
-    for image in (folder / "digits").rglob("*.jpg"):
-        if int(image.stem) >= 200:  # the head that few images train is as large as any
-            image.unlink()
-    run = train(Recipe(str(folder / "digits")), folder / "run", cache_dir=folder / "cache")
+    digits = write_few_digits(folder / "digits", 200)  # the head that few images train is as large as any
+    run = train(Recipe(str(digits)), folder / "run", cache_dir=folder / "cache")
     version: Path = export_run(run.path, folder / "models" / MODEL, **options).path
     return version
 

@@ -28,10 +28,10 @@ from typing import Any
 import grpc
 from callers import Plan, Row, label_of
 from google.protobuf import text_format
+from photos import write_few_digits
 from result import write_result
 from tensorflow.core.protobuf import saved_model_pb2
 
-from graftserve.cli.digits import write_digits
 from graftserve.cli.server_process import ServerProcess
 from graftserve.client import Client, VersionState
 from graftserve.client.wire import ReloadConfigRequest, ReloadConfigResponse
@@ -99,11 +99,8 @@ def main() -> None:
 
 
 def _train(work_dir: Path) -> Path:
-    write_digits(work_dir / "digits")
-    for image in (work_dir / "digits").rglob("*.jpg"):
-        if int(image.stem) >= 200:  # the head that few images train is as large as any
-            image.unlink()
-    run = train(Recipe(str(work_dir / "digits")), work_dir / "run", cache_dir=work_dir / "cache")
+    digits = write_few_digits(work_dir / "digits", 200)  # the head that few images train is as large as any
+    run = train(Recipe(str(digits)), work_dir / "run", cache_dir=work_dir / "cache")
     return export_run(run.path, work_dir / "export").path
 
 
