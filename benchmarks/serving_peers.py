@@ -9,7 +9,11 @@ servicer, FastAPI, LitServe, BentoML and Ray Serve (peers/handwritten.py), with 
 - closed loop: 1, 8, 32 and 64 callers who ask again as soon as they are answered;
 - open loop: requests at random moments (Poisson), at 50, 70 and 90% of what the best peer on that engine can
   do at most; the time that one waits for a free caller counts;
-- corrupt: every hundredth image is cut off in the middle; errors are those that whole images got.
+- corrupt: every hundredth image is cut off in the middle; errors are those that whole images got;
+- large: 8 callers with a photograph of 12 megapixels.
+
+Beside ours on LiteRT, and with ratios of its own, stands ours with --engine=litert_int8: the same server with
+the same version's network in 8-bit integers, which answers a little differently. No peer has that network.
 
 Seconds until a server answers, memory once it has (all its processes, shared pages once), and CPU seconds
 for 1,000 images are the server's. Environments are made in build/peers with pip on the first run; a peer that
@@ -28,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from environments import Environment, PeerError
+from photos import photo_sheet
 from result import ratios, write_result
 from servers import (
     ENGINES,
@@ -40,11 +45,13 @@ from servers import (
     write_photos,
 )
 
-OURS = "graftserve"
+OURS, OURS_INT8 = "graftserve", "graftserve int8"
 CALLERS = (1, 8, 32, 64)
 SHARES = (0.5, 0.7, 0.9)
 CORRUPT_CALLERS = 32
 CORRUPT_EVERY = 100
+LARGE_MEGAPIXELS = 12
+LARGE_CALLERS = 8
 
 Start = Callable[[], AbstractContextManager[Served]]
 Rounds = dict[str, list[dict[str, Any]]]
@@ -65,11 +72,14 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        version = arguments.version or export_digits(Path(folder))
+        version = arguments.version or export_digits(Path(folder), quantize=True, max_accuracy_drop=1.0)
         photos = write_photos(Path(folder))
-        result: dict[str, list[Any]] = {"closed_loop": [], "open_loop": [], "corrupt": [], "servers": []}
+        large = Path(folder, "large.jpg")
+        photo_sheet().save(large, quality=90)
+        kinds = ("closed_loop", "open_loop", "corrupt", "large", "servers")
+        result: dict[str, list[Any]] = {kind: [] for kind in kinds}
         for engine in arguments.engine:
-            contest = _Contest(engine, version, arguments.peer, photos)
+            contest = _Contest(engine, version, arguments.peer, photos, large)
             for name, rows in contest.run(arguments.callers, arguments.rounds, arguments.seconds).items():
                 result[name] += rows
                 print(name, json.dumps(rows, indent=2), flush=True)
@@ -79,9 +89,11 @@ def main() -> None:
 class _Contest:
     """Ours and the peers on one engine; a peer that fails is out, with the reason in `errors`."""
 
-    def __init__(self, engine: str, version: Path, peers: list[str], photos: list[Path]) -> None:
-        self._engine, self._images = engine, ("--images", *photos)
+    def __init__(self, engine: str, version: Path, peers: list[str], photos: list[Path], large: Path) -> None:
+        self._engine, self._images, self._large = engine, ("--images", *photos), ("--images", large)
         self._starts: dict[str, Start] = {OURS: lambda: serve_ours(version.parent, engine)}
+        if engine == "litert":
+            self._starts[OURS_INT8] = lambda: serve_ours(version.parent, "litert_int8")
         self._environments: dict[str, Environment] = {}
         self.errors: dict[str, str] = {}
         for name in peers:
@@ -94,25 +106,37 @@ class _Contest:
 
     def run(self, callers: list[int], rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
         """Rows of the result."""
-        closed = {("callers", count): ("--callers", count, "--seconds", seconds) for count in callers}
+        images = self._images
+        closed = {
+            ("callers", count): ("--callers", count, "--seconds", seconds, *images) for count in callers
+        }
         corrupt = ("corrupt", CORRUPT_EVERY)
-        flags = ("--callers", CORRUPT_CALLERS, "--seconds", seconds, "--corrupt-every", CORRUPT_EVERY)
-        taken, started = self._measure(closed | {corrupt: flags}, rounds)
+        large = ("megapixels", LARGE_MEGAPIXELS)
+        others = {
+            corrupt: (
+                *("--callers", CORRUPT_CALLERS, "--seconds", seconds, "--corrupt-every", CORRUPT_EVERY),
+                *images,
+            ),
+            large: ("--callers", LARGE_CALLERS, "--seconds", seconds, *self._large),
+        }
+        taken, started = self._measure(closed | others, rounds)
         at_most = {
             name: max(statistics.median(row["per_s"] for row in taken[key][name]) for key in closed)
             for name in self._starts
             if name not in self.errors
         }
-        best = max((value for name, value in at_most.items() if name != OURS), default=at_most[OURS])
-        waiting = ("--callers", 64, "--seconds", 2 * seconds, "--rate")
-        shares = {("share", share): (*waiting, round(share * best, 2)) for share in SHARES}
+        best = max((value for name, value in at_most.items() if not _is_ours(name)), default=at_most[OURS])
+        rates = {("share", share): round(share * best, 2) for share in SHARES}
+        waiting = ("--callers", 64, "--seconds", 2 * seconds, *images, "--rate")
+        shares = {key: (*waiting, rate) for key, rate in rates.items()}
         opened, _ = self._measure(shares, rounds)
         return {
             "closed_loop": [self._row(key, taken[key], "per_s") for key in closed],
             "open_loop": [
-                self._row(key, opened[key], "p99_s", images_per_s=flags[-1]) for key, flags in shares.items()
+                self._row(key, opened[key], "p99_s", rate_per_s=rate) for key, rate in rates.items()
             ],
-            "corrupt": [{**self._row(corrupt, taken[corrupt], "per_s"), "callers": CORRUPT_CALLERS}],
+            "corrupt": [self._row(corrupt, taken[corrupt], "per_s", callers=CORRUPT_CALLERS)],
+            "large": [self._row(large, taken[large], "per_s", callers=LARGE_CALLERS)],
             "servers": [self._server(name, started[name], at_most.get(name)) for name in self._starts],
         }
 
@@ -128,7 +152,7 @@ class _Contest:
             try:
                 with start() as server:
                     for key, flags in loads.items():
-                        taken[key][name].append(server.load(*flags, *self._images))
+                        taken[key][name].append(server.load(*flags))
                     started[name].append({"start_s": server.start_s, "memory_mib": server.memory_mib()})
             except PeerError as exc:
                 self.errors[name] = str(exc)
@@ -144,21 +168,25 @@ class _Contest:
                 for name, rows in whole.items()
             }
 
-        def to_peers(field: str) -> dict[str, dict[str, float]]:
-            ours = [row[field] for row in whole[OURS]]
+        def to_peers(ours: str, field: str) -> dict[str, dict[str, float]]:
+            values = [row[field] for row in whole[ours]]
             return {
-                name: ratios(ours, [row[field] for row in rows])
+                name: ratios(values, [row[field] for row in rows])
                 for name, rows in whole.items()
-                if name != OURS
+                if not _is_ours(name)
             }
 
         what = {"per_s": "images_per_s", "p99_s": "p99"}[compared]
+        compared_to: dict[str, Any] = {}
+        for ours in filter(_is_ours, whole):
+            short = ours.replace(" ", "_")
+            compared_to[f"{what}_of_{short}_to"] = to_peers(ours, compared)
+            compared_to[f"cpu_of_{short}_to"] = to_peers(ours, "cpu_s")
         return {
             "engine": self._engine,
             key[0]: key[1],
-            **({"rate_per_s": more["images_per_s"]} if more else {}),
-            f"{what}_of_graftserve_to": to_peers(compared),
-            "cpu_of_graftserve_to": to_peers("cpu_s"),
+            **more,
+            **compared_to,
             "images_per_s": medians("per_s"),
             **{f"{cut}_ms": medians(f"{cut}_s", 1e3) for cut in ("p50", "p95", "p99")},
             "cpu_s_per_1000_images": medians("cpu_s", 1e3),
@@ -187,6 +215,10 @@ class _Contest:
             release = PEERS[name][0].partition("[")[0]
             row["release"] = environment.packages.get(release, release)
         return row
+
+
+def _is_ours(name: str) -> bool:
+    return name in (OURS, OURS_INT8)
 
 
 if __name__ == "__main__":

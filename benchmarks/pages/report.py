@@ -27,7 +27,7 @@ __all__ = [
 
 _DESCRIPTION = ("command", "date", "graftserve", "machine", "libraries", "rounds")
 _WRITES = re.compile(r'write_result\(\s*arguments\.output,\s*"(\w+)"')
-_IS_RATIO = re.compile(r"(^|_)to(_|$)|^times_|ratio| / ")
+_IS_RATIO = re.compile(r"(^|_)to(_|$)|^times_|^share_of_|ratio| / ")
 _MISSING = "not measured yet"
 _SPREAD = {"median", "min", "max"}
 

@@ -196,7 +196,16 @@ _VIEWS: dict[str, tuple[View, ...]] = {
             *("closed_loop", "callers", ("cpu_of_graftserve_to",)),
             "CPU time of graftserve to each, by callers",
         ),
+        Pivot(
+            *("closed_loop", "callers", ("images_per_s_of_graftserve_int8_to",)),
+            "Images a second of graftserve in int8 to each in float32, by callers",
+        ),
         Pivot("closed_loop", "callers", ("images_per_s",), "Images a second, by callers"),
+        Pivot("closed_loop", "callers", ("p99_ms",), "p99 in milliseconds, by callers"),
+        Pivot(
+            *("large", "engine", ("images_per_s", "p99_ms", "cpu_s_per_1000_images")),
+            "Photographs of 12 megapixels, 8 callers",
+        ),
         Pivot(
             *("corrupt", "engine", ("images_per_s", "p99_ms", "errors")),
             "One image in a hundred cut off: images a second, and whole images that got an error",
