@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, help="folder for the result")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=0.7, help="of each part in each round")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each part in each round")
     parser.add_argument("--version", type=Path, help="an exported version (default: one is made)")
     parser.add_argument("--parts-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--photos", type=Path, nargs="+", help=argparse.SUPPRESS)
