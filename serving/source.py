@@ -115,15 +115,20 @@ class CopyWatch:
 
     def __init__(self) -> None:
         self._last_changes: dict[Path, tuple[int, float]] = {}
+        self._complete: dict[Path, tuple[int, int]] = {}  # which need no second walk
         self._told: set[Path] = set()
 
     def is_complete(self, path: Path) -> bool:
         """Whether the version in `path` may be loaded; to be asked at every look until it may."""
         try:
+            folder = path.stat()
+            identity = (folder.st_ino, folder.st_mtime_ns)
+            if self._complete.get(path) == identity:
+                return True
             files, changed_s = _newest_change(path)
             has_graph = _has_graph(path)
         except OSError:  # it changes while we look
-            files, changed_s, has_graph = 0, 0.0, False
+            identity, files, changed_s, has_graph = (0, 0), 0, 0.0, False
         age_s = time.time() - changed_s
         # The clock of a network file system may be ahead of ours: what has not changed since the last look
         # has settled, too.
@@ -131,6 +136,7 @@ class CopyWatch:
         if has_graph and (age_s >= _SETTLED_S or unchanged):
             self._last_changes.pop(path, None)
             self._told.discard(path)
+            self._complete[path] = identity
             return True
         if not has_graph and unchanged and path not in self._told:
             self._told.add(path)
@@ -141,6 +147,7 @@ class CopyWatch:
     def forget_all_but(self, paths: Container[Path]) -> None:
         """Drop what is known of folders that are gone."""
         self._last_changes = {path: last for path, last in self._last_changes.items() if path in paths}
+        self._complete = {path: which for path, which in self._complete.items() if path in paths}
         self._told = {path for path in self._told if path in paths}
 
 

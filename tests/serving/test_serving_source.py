@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +123,30 @@ def test_a_file_system_whose_clock_is_ahead_does_not_keep_a_version_out_for_ever
     age(monkeypatch, -3600)
     assert source.poll({})[0] == {"m": {}}
     assert source.poll({})[0] == {"m": {1: tmp_path / "1"}}
+
+
+def test_a_whole_version_is_walked_once_and_one_in_its_place_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked: list[Path] = []
+
+    def walk(folder: Path, real: Any = os.walk) -> Any:
+        walked.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr("graftserve.serving.source.os.walk", walk)
+    source = FileSystemStoragePathSource([MonitoredServable("m", tmp_path)])
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"")
+    age(monkeypatch, 1.5)
+    for _ in range(3):
+        assert source.poll({})[0] == {"m": {1: tmp_path / "1"}}
+    assert walked == [tmp_path / "1"]
+    shutil.rmtree(tmp_path / "1")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"half of it")
+    age(monkeypatch, -1.5)
+    assert source.poll({})[0] == {"m": {}}
 
 
 def test_a_folder_without_a_graph_is_told_once_and_left_alone(
