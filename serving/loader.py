@@ -244,17 +244,22 @@ def has_gpu() -> bool:
 
 
 def signatures_of(meta_graph: Any) -> dict[str, Signature]:
-    """The signatures of a MetaGraphDef by name."""
+    """The signatures of a MetaGraphDef by name, each one's inputs and outputs in the order of theirs."""
     return {
         name: Signature(
             name,
-            {key: TensorSpec(info.name, info.dtype) for key, info in signature.inputs.items()},
-            {key: TensorSpec(info.name, info.dtype) for key, info in signature.outputs.items()},
+            _specs(signature.inputs),
+            _specs(signature.outputs),
             {key: tf.make_ndarray(value) for key, value in signature.defaults.items()},
             signature.method_name,
         )
         for name, signature in meta_graph.signature_def.items()
     }
+
+
+def _specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    # A proto's map has another order in each process, which answers would show.
+    return {name: TensorSpec(infos[name].name, infos[name].dtype) for name in sorted(infos)}
 
 
 def signature_def_map_of(meta_graph: Any) -> SignatureDefMap:

@@ -458,5 +458,11 @@ def test_the_overview_counts_what_was_asked_and_names_what_takes_images(many_ser
     assert before["server"]["uptime_s"] > 0
 
 
+def test_outputs_are_in_the_order_of_their_names(many_server: Server) -> None:
+    request = b'{"signature_name": "echo", "instances": [["A"]]}'
+    _, answer = get(many_server.rest_port, "/v1/models/text:predict", "POST", request)
+    assert answer == b'{"predictions": [{"again": ["a"], "raw_bytes": [{"b64": "QQ=="}], "text": ["A"]}]}'
+
+
 def test_every_code_has_a_status_at_both_doors() -> None:
     assert set(_STATUS) == set(HTTP_STATUS) == set(Code)

@@ -1,4 +1,5 @@
-"""Which signatures run in the thread that asks: those too small to be worth passing on."""
+"""What is read out of a SavedModel: the order of its tensors, and which signatures run in the thread that
+asks, those too small to be worth passing on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from graftserve.serving.loader import small_signatures
+from graftserve.serving.loader import signatures_of, small_signatures
 
 
 def meta_graph_of(path: Path) -> Any:
@@ -75,3 +76,14 @@ def test_what_is_not_known_to_be_small_is_not(change: Callable[[Any], None]) -> 
     change(meta_graph)
     assert small_signatures(meta_graph) == frozenset()
     assert small_signatures(chain(101)) == frozenset()
+
+
+def test_tensors_are_in_the_order_of_their_names_whatever_the_process() -> None:
+    meta_graph = meta_graph_pb2.MetaGraphDef()
+    names = [f"{letter}{number}" for letter in "zya" for number in range(9)]
+    for name in names:
+        meta_graph.signature_def["s"].inputs[name].name = f"{name}:0"
+        meta_graph.signature_def["s"].outputs[name].name = f"{name}:1"
+    signature = signatures_of(meta_graph)["s"]
+    assert list(signature.inputs) == list(signature.outputs) == sorted(names)
+    assert signature.outputs["a0"].tensor_name == "a0:1"
