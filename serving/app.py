@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -254,6 +255,7 @@ class Server:
                     num_threads=options.rest_threads,
                     max_queued=options.max_queued_requests,
                     request_timeout_s=options.rest_timeout_s,
+                    on_refused=partial(self.metrics.refused, "", "REST"),
                 )
                 rest.start()
                 self._rest = rest

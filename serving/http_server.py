@@ -8,6 +8,7 @@ Source: https://cheroot.cherrypy.dev/, RFC 9112 (chunked bodies).
 
 import logging
 import math
+import queue
 import re
 import socket
 import threading
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 from cheroot import wsgi
 from cheroot.server import ChunkedRFile, HeaderReader, HTTPConnection, HTTPRequest
+from cheroot.workers.threadpool import ThreadPool
 
 from .errors import Code, ServingError
 
@@ -176,9 +178,38 @@ class _Connection(HTTPConnection):
         self._timed = _TimedSocket(plain)
         super().__init__(server, self._timed, makefile)
 
+    def close(self) -> None:
+        """Close a refused one's socket, too, which cheroot leaves to the garbage collector."""
+        super().close()
+        if self.linger:
+            self._timed.close()
+
     def communicate(self) -> bool:
         self._timed.deadline_s = time.monotonic() + self.server.request_timeout_s
         return bool(super().communicate())  # type: ignore[no-untyped-call]
+
+
+class _Pool(ThreadPool):
+    """Calls `on_refused` for each connection that finds as many in line as there may be."""
+
+    def __init__(
+        self, server: "_Server", num_threads: int, max_queued: int, on_refused: Callable[[], None]
+    ) -> None:
+        super().__init__(
+            server,
+            min=num_threads,
+            max=num_threads,
+            accepted_queue_size=max_queued,
+            accepted_queue_timeout=0,
+        )
+        self._on_refused = on_refused
+
+    def put(self, obj: HTTPConnection) -> None:
+        try:
+            super().put(obj)
+        except queue.Full:  # which cheroot answers with 503
+            self._on_refused()
+            raise
 
 
 class _Server(wsgi.Server):
@@ -213,6 +244,7 @@ class HttpServer:
 
     port: 0 takes any free one. max_queued: requests that may wait for a thread, and connections that may be
         open without one; more are closed. request_timeout_s: a request must arrive in this time.
+    on_refused: called for each request that is answered with 503, unread, since too many wait.
     Raises ServingError (UNAVAILABLE) from `start` if the port cannot be had.
     """
 
@@ -225,17 +257,10 @@ class HttpServer:
         num_threads: int,
         max_queued: int,
         request_timeout_s: float,
+        on_refused: Callable[[], None] = lambda: None,
     ) -> None:
-        self._host = host
-        self._server = _Server(
-            (host, port),
-            app,
-            numthreads=num_threads,
-            max=num_threads,
-            request_queue_size=128,
-            accepted_queue_size=max(1, max_queued),
-            accepted_queue_timeout=0,
-        )
+        self._server = _Server((host, port), app, request_queue_size=128)
+        self._server.requests = _Pool(self._server, num_threads, max(1, max_queued), on_refused)
         self._server.keep_alive_conn_limit = max(1, max_queued)
         self._server.request_timeout_s = request_timeout_s
         self._server.gateway = _Gateway

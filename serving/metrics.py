@@ -310,7 +310,10 @@ class Metrics:
             self._access_log.info(_access_line(call, origin, code, message, seconds, trace_id))
 
     def refused(self, api: str, entrypoint: str) -> None:
-        """A request was refused before it was read, since too many wait: nobody knows its model."""
+        """A request was refused before it was read, since too many wait: nobody knows its model.
+
+        api: empty where that is not known either.
+        """
         code = Code.RESOURCE_EXHAUSTED.name
         self._count.add((_UNKNOWN_MODEL, code))
         self._requests[_UNKNOWN_MODEL, "", "", api, entrypoint, code].inc()

@@ -326,6 +326,43 @@ def test_a_deluge_is_refused_and_not_stored_but_counted(
     assert after[ours] == after[there] == refused
 
 
+def test_what_rest_refuses_as_one_too_many_is_counted(half: Path, start_server: Start) -> None:
+    server = start_server(half, rest_api_num_threads=1, max_queued_requests=1)
+
+    def refused() -> tuple[float | None, float | None]:
+        """Ours, and TensorFlow Serving's. The page that tells them would wait for the thread."""
+        of_all = {"model_name": "(unknown)"}
+        ours = {"version": "", "signature": "", "api": "", "entrypoint": "REST", "code": "RESOURCE_EXHAUSTED"}
+        read = server.metrics.registry.get_sample_value
+        return (
+            read("graftserve_requests_total", of_all | ours),
+            read(":tensorflow:serving:request_count", of_all | {"status": "RESOURCE_EXHAUSTED"}),
+        )
+
+    assert server.rest_port is not None
+    assert server._rest is not None
+    address = ("127.0.0.1", server.rest_port)
+    with socket.create_connection(address, timeout=30) as slow:
+        slow.sendall(b"POST /v1/models/default:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n")
+        deadline_s = time.monotonic() + 30
+        while server._rest._server.requests.idle:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        # One waits for the thread, the others find the line full.
+        connections = [http.client.HTTPConnection(*address, timeout=30) for _ in range(4)]
+        for connection in connections:
+            connection.request("GET", "/v1/models/default", headers={"Connection": "close"})
+        while refused() != (3, 3):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        slow.sendall(b'{"instances": [1.0]}')
+        assert slow.recv(100).startswith(b"HTTP/1.1 200 OK")
+    assert sorted(connection.getresponse().status for connection in connections) == [200, 503, 503, 503]
+    for connection in connections:
+        connection.close()
+    assert refused() == (3, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "peer"),
     [
