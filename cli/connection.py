@@ -21,9 +21,18 @@ __all__ = ["Connection", "access_options", "connection_options"]
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 _ACCESS_NAMES: Final = ("tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "headers")
-# What gRPC says of a certificate that nobody signed who is trusted, and of a connection that the other end
-# dropped before it was one.
-_NOT_TRUSTED: Final = ("unable to get local issuer certificate", "self signed certificate")
+# What gRPC says where this end refuses the other's certificate or protocol, and what to try.
+_NOT_TRUSTED: Final = "who signed the certificate is not trusted: give the authority's as --tls-ca"
+_REFUSED: Final = {
+    "WRONG_VERSION_NUMBER": "the port speaks no TLS: try without --tls and --tls-*",
+    "Hostname Verification Check failed": (
+        "the certificate is for another name: give that as --tls-server-name"
+    ),
+    "unable to get local issuer certificate": _NOT_TRUSTED,
+    "self signed certificate": _NOT_TRUSTED,
+    "certificate has expired": "give the server a new certificate",
+}
+# And of a connection that the other end dropped before it was one: it may refuse ours, or be restarting.
 _HUNG_UP: Final = ("Socket closed", "Connection reset")
 
 
@@ -71,15 +80,17 @@ class Connection:
                 raise CommandError(explained) from error
             raise
 
+    @staticmethod
+    def is_refused(message: str) -> bool:
+        """Whether a failure's message says that this end refused the server: asking again does not help."""
+        return "UNAVAILABLE" in message and any(words in message for words in _REFUSED)
+
     def _hint(self, message: str) -> str:
         if "UNAVAILABLE" not in message:
             return ""
-        if "WRONG_VERSION_NUMBER" in message:
-            return "the port speaks no TLS: try without --tls and --tls-*"
-        if "Hostname Verification Check failed" in message:
-            return "the certificate is for another name: give that as --tls-server-name"
-        if any(words in message for words in _NOT_TRUSTED):
-            return "who signed the certificate is not trusted: give the authority's as --tls-ca"
+        for words, hint in _REFUSED.items():
+            if words in message:
+                return hint
         if not any(words in message for words in _HUNG_UP):
             return ""
         if not self.tls:

@@ -602,6 +602,7 @@ class _Run:
             listener=lambda text: say(self._common["connection"].explained(text)),
             limits=Limits(self._common["load_timeout_s"], self._common["drain_s"]),
             patience_s=self._common["patience_s"],
+            is_lasting=lambda error: Connection.is_refused(str(error)),
         )
 
     def check_goldens(self, version: int, client: "Client") -> None:

@@ -1,6 +1,7 @@
 """An authority, its certificates, and their files."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,11 @@ class Certificates:
         return file
 
 
-def certificates(folder: Path, name: str = "localhost") -> Certificates:
-    """Made anew, for a server of that name."""
+def certificates(folder: Path, name: str = "localhost", *, not_after: datetime | None = None) -> Certificates:
+    """Made anew, for a server of that name. not_after: when its certificate expires; far away by default."""
     authority = trustme.CA()
-    server, caller = authority.issue_cert(name), authority.issue_cert("caller@shop.test")
+    server = authority.issue_cert(name, not_after=not_after)
+    caller = authority.issue_cert("caller@shop.test")
     folder.mkdir(exist_ok=True)
     (folder / "ca.crt").write_bytes(authority.cert_pem.bytes())
     (folder / "tls.crt").write_bytes(_chain(caller))

@@ -202,6 +202,7 @@ class Driver:
         not called without a gate.
     listener: told each step in words, when it is new.
     patience_s: how long a stage that does not answer is asked again.
+    is_lasting: whether such an error is one that no patience helps against.
     poll_s: between two looks. repeat_s: until a placement that shows no effect is asked for once more.
     now, sleep: the clock.
     """
@@ -216,6 +217,7 @@ class Driver:
         listener: Callable[[str], None] = lambda text: None,
         limits: Limits | None = None,
         patience_s: float = 60.0,
+        is_lasting: Callable[[RetryError], bool] = lambda error: False,
         poll_s: float = 0.5,
         repeat_s: float = 10.0,
         now: Callable[[], float] = time.monotonic,
@@ -228,6 +230,7 @@ class Driver:
         self._listener = listener
         self._limits = limits or Limits()
         self._patience_s = patience_s
+        self._is_lasting = is_lasting
         self._poll_s = poll_s
         self._repeat_s = repeat_s
         self._now = now
@@ -361,7 +364,7 @@ class Driver:
         now = self._now()
         if self._lost_since is None:
             self._lost_since = now
-        if now - self._lost_since >= self._patience_s:
+        if now - self._lost_since >= self._patience_s or self._is_lasting(error):
             raise error
         self._tell(f"waiting for the server: {error}")
         self._sleep(self._poll_s)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def test_authorities_that_grpc_is_told_of_in_its_own_way(files: Certificates) ->
         ("plain", "--tls-ca={files}/ca.crt", "(the port speaks no TLS: try without --tls and --tls-*)"),
         ("tls", "--tls-ca={named}/ca.crt", "not trusted: give the authority's as --tls-ca)"),
         ("named", "--tls-ca={named}/ca.crt", "for another name: give that as --tls-server-name)"),
+        ("old", "--tls-ca={old}/ca.crt", "(give the server a new certificate)"),
         ("mutual", "--tls-ca={files}/ca.crt", "ask for a certificate? give --tls-cert and --tls-key)"),
         (
             "mutual",
@@ -138,15 +140,24 @@ def test_authorities_that_grpc_is_told_of_in_its_own_way(files: Certificates) ->
     ],
 )
 def test_what_does_not_fit_together_is_told_with_the_option_to_try(
-    graftserve: Any, files: Certificates, named: Certificates, server: str, options: str, hint: str
+    graftserve: Any,
+    files: Certificates,
+    named: Certificates,
+    tmp_path: Path,
+    server: str,
+    options: str,
+    hint: str,
 ) -> None:
+    old = certificates(tmp_path / "old", not_after=datetime(2020, 1, 2, tzinfo=UTC))
     credentials = {
         "plain": None,
         "tls": files.credentials(),
         "mutual": files.credentials(mutual=True),
         "named": named.credentials(),
+        "old": old.credentials(),
     }
-    args = [arg.format(files=files.folder, named=named.folder) for arg in options.split()]
+    folders = {"files": files.folder, "named": named.folder, "old": old.folder}
+    args = [arg.format(**folders) for arg in options.split()]
     with serve(credentials[server]) as running:
         status, out, err = graftserve("status", "--model", "flowers", "--target", running.target, *args)
     assert (status, out) == (1, "")

@@ -142,6 +142,16 @@ def test_on_a_server_that_asks_for_certificates(rollout, shop, tmp_path) -> None
     # gRPC's C core writes there, too.
     waited = next(line for line in err.splitlines() if line.startswith("waiting for the server: "))
     assert waited.endswith("(is it a TLS port? try --tls, or --tls-ca)")
+    # No patience helps where this end refuses.
+    strangers = certificates(tmp_path / "strangers", "flowers.shop.test")
+    for options, hint in (
+        (strangers.trusting, "(who signed the certificate is not trusted: give the authority's as --tls-ca)"),
+        (files.trusting, "(the certificate is for another name: give that as --tls-server-name)"),
+    ):
+        status, _, err = rollout("promote", *place, "--patience-s", "3600", *options)
+        assert status == 1
+        assert "waiting for the server" not in err
+        assert err.endswith(f"{hint}\n")
     status, out, err = rollout("promote", *place, "--drain-s", "0", *access)
     assert status == 0, err
     status, out, err = rollout("undo", *place, "--drain-s", "0", *access, "--json")
