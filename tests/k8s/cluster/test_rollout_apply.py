@@ -1,39 +1,27 @@
-"""`graftserve rollout` on a cluster: the fake API server and, where there is one, a real one."""
+"""`graftserve rollout --apply`, on the fake API server and, where there is one, a real one."""
 
 import json
-import signal
-import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import count, groupby
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from graftserve.cli.app import _run
-from graftserve.client.testing import FakeServer
 from graftserve.k8s.manifests import copy_manifests, overlays
-from graftserve.k8s.render import KubectlError, find_kubectl, render_folder
-from graftserve.k8s.rollout import (
-    Cluster,
-    ClusterError,
-    NotReadyError,
-    OverlayError,
-    Tracks,
-    forwarding,
-    overlay_drive,
-)
+from graftserve.k8s.render import find_kubectl
+from graftserve.k8s.rollout import Cluster, ClusterError, NotReadyError, OverlayError, Tracks
 from graftserve.k8s.rollout import api as api_module
-from graftserve.k8s.rollout import cluster as cluster_module
 from tests.k8s.api_client import Api
+from tests.k8s.cluster.rollouts import BAD, START, Rollout, is_apply, tracks
 from tests.k8s.controllers import Controllers
-from tests.k8s.fake_api import FakeApi, Fault, Request
+from tests.k8s.fake_api import FakeApi, Fault
 from tests.k8s.small_overlay import copy_small_overlay
 
 PULL_FAILS = {
@@ -52,41 +40,6 @@ PULL_FAILS = {
         }
     ],
 }
-START = ("start", "--version", "4", "--skip-comparison")
-BAD = ("start", "--version", "9", "--skip-comparison", "--load-timeout-s", "1")
-
-Rollout = Callable[..., tuple[int, str, str]]
-_rendered: dict[tuple[str, ...], str] = {}
-
-
-def _render_once(folder: Path) -> str:
-    """By the real kubectl, once for each state of the overlay's files."""
-    names = ("kustomization.yaml", "stable.env", "canary.env")
-    key = tuple((folder / name).read_text() for name in names)
-    if key not in _rendered:
-        _rendered[key] = render_folder(folder)
-    return _rendered[key]
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    try:
-        find_kubectl()  # renders
-    except KubectlError as error:
-        pytest.skip(str(error))
-    monkeypatch.setattr(cluster_module, "render_folder", _render_once)
-    monkeypatch.setattr(api_module, "_PAUSE_S", 0.01)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def namespace() -> str:
-    return f"flowers-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def overlay(tmp_path: Path, namespace: str) -> Path:
-    return copy_small_overlay(tmp_path / "deploy", namespace)
 
 
 @pytest.fixture
@@ -97,62 +50,36 @@ def config(api_config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
-    """The fake alone, for what only it can do; its pods are ready at once."""
-    with FakeApi(ready=True) as api:
-        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "fake.kubeconfig")))
-        yield api
-
-
-@pytest.fixture
 def nodes(config: Path, namespace: str) -> Iterator[None]:
     """Pods become ready, but those of version 9."""
     with Controllers(config, namespace, {9: PULL_FAILS}):
         yield
 
 
-@pytest.fixture
-def rollout(overlay: Path, capfd: pytest.CaptureFixture[str]) -> Rollout:
-    """rollout(command, *args) -> (exit status, stdout, stderr), on the overlay, which is applied."""
-
-    def rollout(command: str, *args: str) -> tuple[int, str, str]:
-        apply = () if command in ("apply", "status") else ("--apply",)
-        status = _run(["rollout", command, "--overlay", str(overlay), *apply, *args])
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return rollout
-
-
-def _tracks(overlay: Path) -> Tracks | None:
-    with Cluster(overlay) as cluster:
-        return cluster.observe()
-
-
 def test_from_nothing_to_a_new_version_and_back(rollout: Rollout, overlay: Path, nodes: None) -> None:
-    assert _tracks(overlay) is None
+    assert tracks(overlay) is None
     status, out, err = rollout("apply")
     assert (status, out) == (0, f"stable     version 3\ncanary     none\napplied {overlay}\n"), err
-    assert _tracks(overlay) == Tracks(3)
+    assert tracks(overlay) == Tracks(3)
 
     status, out, err = rollout(*START, "--weight", "20")
     assert status == 0, err
     assert out.endswith(f"applied {overlay}\n")
-    assert _tracks(overlay) == Tracks(3, 4, 1, 80, 20)
+    assert tracks(overlay) == Tracks(3, 4, 1, 80, 20)
     assert rollout(*START, "--weight", "50")[0] == 0
-    assert _tracks(overlay) == Tracks(3, 4, 1, 50, 50)
+    assert tracks(overlay) == Tracks(3, 4, 1, 50, 50)
 
     status, out, _ = rollout("promote")
     assert status == 0
     assert "rollout 1 (version 3 to 4) promoted" in out
-    assert _tracks(overlay) == Tracks(4)
+    assert tracks(overlay) == Tracks(4)
     assert rollout("undo")[0] == 0
-    assert _tracks(overlay) == Tracks(3)
+    assert tracks(overlay) == Tracks(3)
 
 
 def test_the_first_rollout_may_be_the_installation(rollout: Rollout, overlay: Path, nodes: None) -> None:
     assert rollout(*START, "--auto")[0] == 0
-    assert _tracks(overlay) == Tracks(4)
+    assert tracks(overlay) == Tracks(4)
 
 
 def test_a_canary_that_does_not_become_ready_is_taken_away(
@@ -164,7 +91,7 @@ def test_a_canary_that_does_not_become_ready_is_taken_away(
     why = "1 pod: container pull waits: CrashLoopBackOff: back-off 40s (exit status 1: Error: a wrong sum)"
     assert f"graftserve-canary is not ready within 1 s: 0 of 1 pod ready; {why}; see more with" in out
     assert why in err
-    assert _tracks(overlay) == Tracks(3)
+    assert tracks(overlay) == Tracks(3)
 
 
 def test_a_stable_track_that_does_not_become_ready_leaves_both_ways_open(
@@ -219,14 +146,14 @@ def test_what_others_own_is_left_to_them(
     assert 'apply deployment/graftserve-canary: conflict with "kubectl-edit" using apps/v1' in err
     assert ".spec.template.metadata.labels.graftserve.dev/version" in err
     assert "nothing is forced; if that was done by hand, and is not needed any more, take it over: " in err
-    assert _tracks(overlay) == Tracks(3, 7, 0)
+    assert tracks(overlay) == Tracks(3, 7, 0)
     status, _, err = rollout("apply", "--take-over", "kubectl-client-side-apply")
     assert status == 1
     assert 'conflict with "kubectl-edit"' in err
     status, _, err = rollout("apply", "--take-over", "kubectl-edit")
     assert status == 0, err
     assert "deployment/graftserve-canary: taken over from kubectl-edit" in err
-    assert _tracks(overlay) == Tracks(3)
+    assert tracks(overlay) == Tracks(3)
 
 
 def test_what_plain_apply_owns_is_handed_over_once(
@@ -238,18 +165,18 @@ def test_what_plain_apply_owns_is_handed_over_once(
     assert status == 1
     assert 'conflict with "kubectl-client-side-apply"' in err
     assert f"apply --overlay {overlay} --take-over kubectl-client-side-apply`, and run this again" in err
-    assert _tracks(overlay) == Tracks(3)
+    assert tracks(overlay) == Tracks(3)
 
     take_over = ("apply", "--take-over", "kubectl-client-side-apply")
     status, _, err = rollout(*take_over)
     assert status == 0, err
     assert "deployment/graftserve-canary: taken over from kubectl-client-side-apply" in err
-    assert _tracks(overlay) == Tracks(3, 4, 1)  # as its files are
+    assert tracks(overlay) == Tracks(3, 4, 1)  # as its files are
     api = Api(config, tmp_path / "discovery", namespace)
     metadata = api.get("Deployment", "graftserve-canary")["metadata"]
     assert "kubectl.kubernetes.io/last-applied-configuration" not in metadata.get("annotations", {})
     assert rollout("promote")[0] == 0
-    assert _tracks(overlay) == Tracks(4)
+    assert tracks(overlay) == Tracks(4)
     assert "deployment/graftserve-canary: taken over" not in rollout(*take_over)[2]
 
 
@@ -266,7 +193,7 @@ def test_somebody_elses_version_is_not_overwritten(
     status, _, err = rollout(*START)
     assert status == 1
     assert "rollout 1 (version 3 to 4): somebody else changed the cluster: the canary is version 5" in err
-    assert _tracks(overlay) == Tracks(3, 5, 1)
+    assert tracks(overlay) == Tracks(3, 5, 1)
     assert "MODEL_VERSION=\n" in (overlay / "canary.env").read_text()
     status, out, _ = rollout("status", "--cluster")
     assert status == 1
@@ -275,17 +202,13 @@ def test_somebody_elses_version_is_not_overwritten(
 
     assert rollout("apply")[0] == 0  # this overlay is right
     assert rollout(*START)[0] == 0
-    assert _tracks(overlay) == Tracks(3, 4, 1)
+    assert tracks(overlay) == Tracks(3, 4, 1)
     assert rollout("status", "--cluster")[0] == 0
-
-
-def _is_apply(request: Request) -> bool:
-    return request.is_apply and not request.is_dry_run
 
 
 def _applied(fake: FakeApi, *kinds: str) -> list[str]:
     """What was applied, in order, trials left out: "deployments/graftserve-stable" and the like."""
-    paths = ["/".join(request.path.split("/")[-2:]) for request in fake.requests if _is_apply(request)]
+    paths = ["/".join(request.path.split("/")[-2:]) for request in fake.requests if is_apply(request)]
     return [path for path in paths if path.split("/")[0] in kinds]
 
 
@@ -329,7 +252,7 @@ def test_an_undo_by_hand_is_caught_up_with(
     assert rollout("start", "--version", "5", "--skip-comparison")[0] == 1
     assert rollout("abort", "--leave")[0] == 0
     assert rollout("undo")[0] == 0
-    assert _tracks(overlay) == Tracks(3)
+    assert tracks(overlay) == Tracks(3)
 
 
 def test_a_conflict_changes_nothing(rollout: Rollout, fake: FakeApi, namespace: str) -> None:
@@ -337,7 +260,7 @@ def test_a_conflict_changes_nothing(rollout: Rollout, fake: FakeApi, namespace: 
     fake.edit("Deployment", "graftserve-stable", namespace, {"spec": {"progressDeadlineSeconds": 7}})
     fake.requests.clear()
     assert rollout(*START)[0] == 1
-    assert [request for request in fake.requests if _is_apply(request)] == []
+    assert [request for request in fake.requests if is_apply(request)] == []
     fake.edit("Deployment", "graftserve-stable", namespace, {"spec": {"progressDeadlineSeconds": 1200}})
     assert rollout(*START)[0] == 0
 
@@ -352,7 +275,7 @@ def test_a_cluster_that_lacks_a_kind_is_not_touched(
     assert str(caught.value).startswith(
         "grpcroute/graftserve: the cluster knows no GRPCRoute of gateway.networking.k8s.io/v1: install what"
     )
-    assert [request.path for request in fake.requests if _is_apply(request)] == [
+    assert [request.path for request in fake.requests if is_apply(request)] == [
         f"/api/v1/namespaces/{namespace}"
     ]
 
@@ -368,7 +291,7 @@ def test_what_passes_is_waited_for(
     assert status == 0, err
     assert fault.hits == 3
     assert "waiting for the API server: " in err
-    assert _tracks(overlay) == Tracks(4)
+    assert tracks(overlay) == Tracks(4)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +313,7 @@ def test_what_does_not_pass_ends_the_run(
     assert fault.hits == 1
     fake.mend()
     assert rollout(*START)[0] == 0
-    assert _tracks(overlay) == Tracks(3, 4, 1)
+    assert tracks(overlay) == Tracks(3, 4, 1)
 
 
 def test_a_reading_that_fails_is_tried_again(rollout: Rollout, fake: FakeApi) -> None:
@@ -411,7 +334,7 @@ def test_an_api_server_that_stays_away_ends_the_run_not_the_rollout(
     assert f"no answer from the API server for 0.2 s: {fake.url}: Connection refused; run this again" in err
     fake.start()
     assert rollout("promote")[0] == 0
-    assert _tracks(overlay) == Tracks(4)
+    assert tracks(overlay) == Tracks(4)
     fake.fail(Fault("hang", path="/deployments/graftserve-stable", times=None))
     status, _, err = rollout("undo", "--timeout-s", "0.2", "--patience-s", "0.3")
     assert status == 1
@@ -483,12 +406,12 @@ def test_killed_at_any_request_it_goes_on_or_back(
             kill_at(0, False)
             way = "abort" if command == "start" and points % 2 else command
             assert run(way) == 0, point
-            assert _tracks(overlay) == (end if way == command else Tracks(3)), point
+            assert tracks(overlay) == (end if way == command else Tracks(3)), point
         else:  # it has fewer requests
             kill_at(0, False)
-            assert _tracks(overlay) == end
+            assert tracks(overlay) == end
             break
-        for name in {Tracks(4): ("undo",), Tracks(3): ()}.get(_tracks(overlay), ("abort",)):
+        for name in {Tracks(4): ("undo",), Tracks(3): ()}.get(tracks(overlay), ("abort",)):
             assert run(name) == 0
     assert points * stride > 20
 
@@ -655,241 +578,3 @@ def test_an_overlay_without_a_namespace_is_not_applied(
     assert f"{path}: expected `namespace: NAME`, got none: " in err
     assert "would be in no namespace" in err
     assert [request for request in fake.requests if request.method != "GET"] == []
-
-
-@pytest.fixture
-def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """ways(stable=..., canary=...) says where port-forwards lead; without arguments, what was asked for."""
-    path = tmp_path / "ways.json"
-    script = Path(__file__).with_name("fake_kubectl.py")
-    executable = tmp_path / "kubectl"
-    executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{script}" "{path}" "$@"\n')
-    executable.chmod(0o755)
-    monkeypatch.setattr(forwarding, "find_kubectl", lambda: executable)
-
-    def ways(**targets: Any) -> list[Any]:
-        if targets:
-            names = {"stable": "service/graftserve", "canary": "service/graftserve-canary"}
-            path.write_text(json.dumps({names[track]: target for track, target in targets.items()}))
-            return []
-        calls = path.with_name("ways.json.calls")
-        lines = calls.read_text().splitlines() if calls.exists() else []
-        return [json.loads(line) for line in lines]
-
-    return ways
-
-
-COMPARED = ("start", "--version", "4", "--max-latency-ratio", "1000")
-Compared = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def compared(
-    rollout: Rollout,
-    fake: FakeApi,
-    ways: Callable[..., list[Any]],
-    servers: dict[str, FakeServer],
-    images: Path,
-) -> Compared:
-    """compared(canary, *args): as rollout, a start from version 3; canary: the server behind its track."""
-    rollout("apply")
-
-    def compared(canary: str, *args: str) -> tuple[int, str, str]:
-        ways(stable=servers["stable"].target, canary=servers[canary].target)
-        fake.requests.clear()
-        return rollout(*COMPARED, "--images", str(images), *args)
-
-    return compared
-
-
-def test_a_canary_is_compared_before_it_gets_calls(
-    compared: Compared, fake: FakeApi, overlay: Path, namespace: str, ways: Callable[..., list[Any]]
-) -> None:
-    status, out, err = compared("good", "--weight", "20", "--context", "fake")
-    assert status == 0, err
-    assert "compared   8 of 8 images\nagreement  1.0000\n" in out
-    steps = [line.partition(":")[0] for line in err.splitlines()]
-    assert steps.index("compare version 4 with version 3") < len(steps) - 1 - steps[::-1].index("canary.env")
-    assert _shares(fake) == [0, 20]
-    assert _tracks(overlay) == Tracks(3, 4, 1, 80, 20)
-    where = ["--address=127.0.0.1", f"--namespace={namespace}", "--context=fake"]
-    assert ways() == [
-        ["port-forward", "service/graftserve", ":8500", *where],
-        ["port-forward", "service/graftserve-canary", ":8500", *where],
-        "ended",
-        "ended",
-    ]
-
-
-def test_a_canary_that_answers_otherwise_never_gets_a_call(
-    compared: Compared, fake: FakeApi, overlay: Path
-) -> None:
-    status, out, _ = compared("permuted", "--weight", "20", "--auto", "--max-shift", "1")
-    assert status == 1
-    assert "aborted: agreement 0.0000 on 8 images" in out
-    assert _tracks(overlay) == Tracks(3)
-    assert _shares(fake) == [0]
-
-
-@pytest.mark.parametrize(
-    ("way", "said"),
-    [
-        (
-            {"stderr": "error: no pod found\n", "rc": 1},
-            "no pod found",
-        ),
-        ({"rc": 3}, "exit status 3"),
-        ({"sleep_s": 600}, "no answer after 0.3 s"),
-    ],
-)
-def test_no_way_to_the_pods_compares_nothing_and_aborts_nothing(
-    rollout: Rollout,
-    fake: FakeApi,
-    overlay: Path,
-    ways: Callable[..., list[Any]],
-    images: Path,
-    way: dict[str, Any],
-    said: str,
-) -> None:
-    rollout("apply")
-    ways(stable=way)
-    arguments = ("--timeout-s", "0.3") if "sleep_s" in way else ()
-    status, out, err = rollout(*COMPARED, "--images", str(images), *arguments)
-    assert (status, out) == (1, "")
-    assert f"kubectl port-forward service/graftserve: {said}" in err
-    assert _tracks(overlay) == Tracks(3, 4, 1)
-    status, out, _ = rollout("status")
-    assert "`start` with the same version goes on, `abort` goes back" in out
-
-
-def test_a_way_to_the_wrong_pods_is_no_bad_version(compared: Compared, overlay: Path) -> None:
-    status, _, err = compared("stable")
-    assert status == 1
-    assert "a port-forward to the canary track: nothing is compared: " in err
-    assert _tracks(overlay) == Tracks(3, 4, 1)
-
-
-def _shares(fake: FakeApi) -> list[int]:
-    """What the route has given the canary, repetitions left out."""
-    weights = [
-        request.body["spec"]["rules"][0]["backendRefs"][1]["weight"]
-        for request in fake.requests
-        if _is_apply(request) and request.path.endswith("/grpcroutes/graftserve")
-    ]
-    return [weight for weight, _ in groupby(weights)]
-
-
-def test_a_ramp_is_compared_at_each_step(compared: Compared, fake: FakeApi, overlay: Path) -> None:
-    ramp = ("good", "--ramp", "1,10,50", "--hold-s", "0")
-    status, out, err = compared(*ramp)
-    assert status == 0, err
-    assert _shares(fake) == [0, 1, 10, 50]
-    steps = [line for line in err.splitlines() if line.startswith(("compare ", "hold ", "canary.env"))]
-    assert [line.split(",")[0] for line in steps] == [
-        "canary.env: MODEL_VERSION=4",
-        "compare version 4 with version 3",
-        *(
-            line
-            for stable, percent in ((99, 1), (90, 10), (50, 50))
-            for line in (
-                f"canary.env: STABLE_WEIGHT={stable}",
-                f"hold {percent}% for 0 s",
-                "compare version 4 with version 3",
-            )
-        ),
-    ]
-    assert "version 4, 1 pod, 50% of the route's calls" in out
-    assert compared(*ramp, "--auto")[0] == 0
-    assert _tracks(overlay) == Tracks(4)
-
-
-def test_a_ramp_goes_on_where_it_was(rollout: Rollout, fake: FakeApi, overlay: Path) -> None:
-    rollout("apply")
-    rollout(*START, "--weight", "10")
-    fake.requests.clear()
-    status, _, err = rollout(*START, "--ramp", "1,10,50", "--hold-s", "0")
-    assert status == 0, err
-    assert [line for line in err.splitlines() if line.startswith("hold")] == [
-        "hold 10% for 0 s",
-        "hold 50% for 0 s",
-    ]
-    assert _shares(fake) == [10, 50]
-
-
-def test_a_canary_whose_pods_end_under_calls_is_aborted(
-    rollout: Rollout, fake: FakeApi, overlay: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rollout("apply")
-    looks = 0
-    original = Cluster.canary_trouble
-
-    def look(self: Cluster) -> str:
-        nonlocal looks
-        looks += 1
-        if looks == 3:
-            status = {"replicas": 1, "updatedReplicas": 1, "observedGeneration": 99, "availableReplicas": 0}
-            fake.set_status("Deployment", "graftserve-canary", namespace, status)
-        return original(self)
-
-    monkeypatch.setattr(Cluster, "canary_trouble", look)
-    monkeypatch.setattr(overlay_drive, "_LOOK_S", 0.01)
-    status, out, _ = rollout(*START, "--ramp", "20,40", "--hold-s", "600")
-    assert status == 1
-    assert "aborted: with 20% of the calls: no pod of the canary is ready\n" in out
-    assert looks == 3
-    assert _tracks(overlay) == Tracks(3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            ["--ramp", "10,5", "--apply"],
-            "--ramp: expected percentages that rise, each in [1, 100], got [10, 5]",
-        ),
-        (["--ramp", "0,5", "--apply"], "expected percentages that rise"),
-        (["--ramp", "50,101", "--apply"], "expected percentages that rise"),
-        (["--ramp", "", "--apply"], "expected percentages such as 1,10,50, got ''"),
-        (["--ramp", "1,x", "--apply"], "expected percentages such as 1,10,50, got '1,x'"),
-        (["--ramp", "1"], "--ramp needs --apply"),
-        (["--ramp", "1", "--apply", "--weight", "3"], "goes without --weight"),
-    ],
-)
-def test_ramps_that_are_none(
-    overlay: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    assert _run(["rollout", *START, "--overlay", str(overlay), *arguments]) == 2
-    assert said in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_comparison_that_is_ended_ends_its_port_forwards(
-    rollout: Rollout,
-    fake: FakeApi,
-    overlay: Path,
-    ways: Callable[..., list[Any]],
-    images: Path,
-    number: signal.Signals,
-) -> None:
-    rollout("apply")
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
-        target = f"127.0.0.1:{silent.getsockname()[1]}"
-        ways(stable=target, canary=target)
-        arguments = ["rollout", *COMPARED, "--overlay", str(overlay), "--apply", "--images", str(images)]
-        program = f"""
-from pathlib import Path
-from graftserve.cli.app import main
-from graftserve.k8s.rollout import forwarding
-forwarding.find_kubectl = lambda: Path({str(forwarding.find_kubectl())!r})
-main({arguments!r})
-"""
-        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-        silent.settimeout(60)
-        connection, _ = silent.accept()
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        connection.close()
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert "interrupted: the same command goes on" in err
-    assert ways()[-1] == "ended"
-    assert rollout("abort")[0] == 0

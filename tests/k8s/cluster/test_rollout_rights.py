@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,18 +13,18 @@ import pytest
 import yaml
 
 from graftserve.cli.app import _run
-from graftserve.k8s.render import KubectlError, find_kubectl, render_folder
+from graftserve.k8s.render import find_kubectl, render_folder
 from graftserve.k8s.rollout import Cluster, ClusterError, Tracks, port_forward
 from graftserve.k8s.rollout.match import says_all
 from tests.k8s.api_client import Api, new_thing
+from tests.k8s.cluster.rollouts import Rollout
 from tests.k8s.controllers import Controllers
 from tests.k8s.envtest import EnvTest
 from tests.k8s.fake_api import FakeApi, Fault, Request
 from tests.k8s.fake_kinds import KINDS
 from tests.k8s.mixes import MIXES
-from tests.k8s.small_overlay import copy_small_overlay
 
-_ROLE = Path(__file__).parents[2] / "k8s/deployer/role.yaml"
+_ROLE = Path(__file__).parents[3] / "k8s/deployer/role.yaml"
 START = ("start", "--version", "4", "--skip-comparison", "--weight", "20")
 TAKE_OVER = ("--take-over", "kubectl-client-side-apply")
 # What `kubectl port-forward service/...` asks for by itself.
@@ -37,26 +36,6 @@ KUBECTL = {
 
 Rights = dict[tuple[str, str], set[str]]
 """Verbs by (group, resource)."""
-Rollout = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def namespace() -> str:
-    return f"flowers-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture(autouse=True)
-def renders() -> None:
-    try:
-        find_kubectl()
-    except KubectlError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def overlay(tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return copy_small_overlay(tmp_path / "deploy", namespace)
 
 
 @pytest.fixture
