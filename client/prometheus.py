@@ -137,7 +137,6 @@ class _Metrics(Collector):
     def __init__(self, registry: CollectorRegistry, namespace: str) -> None:
         self.clients = Clients()
         self._namespace = namespace
-        self._registry = registry
         options: dict[str, Any] = {"namespace": namespace, "registry": registry}
         seconds: dict[str, Any] = options | {"buckets": _SECONDS_BUCKETS}
         self.calls_total = Counter(
