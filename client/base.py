@@ -11,7 +11,7 @@ import grpc
 from .attempts import Attempt, Failure
 from .batching import Item
 from .bulk import Bulk
-from .channel import pushback_s
+from .channel import EndedCallError, pushback_s
 from .engine import Engine
 from .errors import (
     ClientError,
@@ -333,7 +333,7 @@ class BaseClient:
         """What an exception of gRPC's, or of this side, comes down to."""
         if isinstance(cause, ClientError):
             return Failure(error=cause)
-        if isinstance(cause, (grpc.Call, grpc.aio.AioRpcError)):
+        if isinstance(cause, (grpc.Call, grpc.aio.AioRpcError, EndedCallError)):
             exception = cause if isinstance(cause, BaseException) else None
             return Failure(
                 cause.code(), cause.details() or "", pushback_s(cause.trailing_metadata()), cause=exception

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
-__all__ = ["channel_options", "open_channel", "pushback_s"]
+__all__ = ["EndedCallError", "channel_options", "open_channel", "pushback_s"]
 
 _OPTIONS: Final[dict[str, str | int]] = {
     # The default of 4 MB for received messages is a few hundred rows of features.
@@ -26,6 +26,33 @@ _OPTIONS: Final[dict[str, str | int]] = {
     # Two clients in one process get a connection each, with their own backoff.
     "grpc.use_local_subchannel_pool": 1,
 }
+
+
+class EndedCallError(grpc.RpcError):
+    """What a call that did not succeed ended with. call: that, which is over.
+
+    gRPC would raise the call itself, and whoever keeps the error would keep that. A call takes a lock when it
+    is freed. At the end of a process that lock may be with a thread which Python has stopped already, and the
+    process never ends.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._code: grpc.StatusCode = call.code()
+        self._details: str | None = call.details()
+        self._trailing_metadata = call.trailing_metadata()
+        super().__init__(f"{self._code.name}: {self._details or ''}")
+
+    def code(self) -> grpc.StatusCode:
+        """As that of grpc.Call."""
+        return self._code
+
+    def details(self) -> str | None:
+        """As those of grpc.Call."""
+        return self._details
+
+    def trailing_metadata(self) -> Any:
+        """As that of grpc.Call."""
+        return self._trailing_metadata
 
 
 def channel_options(

@@ -18,7 +18,7 @@ from .attempts import Attempt, Failure, Work
 from .base import POLL_S, POLL_TIMEOUT_S, BaseClient
 from .batching import Item, Lane
 from .bulk import Bulk
-from .channel import channel_options, open_channel
+from .channel import EndedCallError, channel_options, open_channel
 from .errors import ClientError, InvalidArgumentError, InvalidImageError, NotFoundError, RetryError
 from .hooks import RequestStart
 from .images import ImageInput
@@ -440,12 +440,11 @@ class Client(BaseClient):
         future.add_done_callback(partial(self._ended, attempt, started, since))
 
     def _ended(self, attempt: Attempt, started: tuple[RequestStart, ...], since: float, future: Any) -> None:
-        try:
-            response = future.result()
-        except (grpc.RpcError, grpc.FutureCancelledError) as exc:
-            self._failed(attempt, started, since, exc if isinstance(exc, grpc.RpcError) else future)
+        attempt.handle = None
+        if future.code() is grpc.StatusCode.OK:
+            self._answered(attempt, started, since, future.result())
         else:
-            self._answered(attempt, started, since, response)
+            self._failed(attempt, started, since, EndedCallError(future))
 
     def _wait_in_grpc(self, attempt: Attempt, stall_s: float) -> None:
         """Send with the calling thread, which costs no other one."""

@@ -1,18 +1,20 @@
 """How both clients reach servers: names, sockets, TLS, several targets, forks, interceptors."""
 
+import gc
 import inspect
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 import trustme
 
-from graftserve.client import AsyncClient, Client, UnavailableError
+from graftserve.client import AsyncClient, Client, InternalError, UnavailableError
 from tests.client.async_in_thread import AsyncInThread
 
 EITHER = pytest.mark.parametrize("client_class", [Client, AsyncInThread])
@@ -151,6 +153,52 @@ def test_interceptors_see_every_request(server, client_class, kind):
         client.status()
         client.classify_many([b"a"])
     assert [method.rpartition("/")[2] for method in seen.methods] == ["Predict", "GetModelStatus", "Predict"]
+
+
+class _Broken(grpc.UnaryUnaryClientInterceptor):
+    def intercept_unary_unary(self, continuation, details, request):
+        raise ValueError("no token")
+
+
+class _AsyncBroken(grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation, details, request):
+        raise ValueError("no token")
+
+
+@pytest.mark.parametrize(("client_class", "kind"), [(Client, _Broken), (AsyncInThread, _AsyncBroken)])
+def test_an_interceptor_that_fails_ends_the_call(server, client_class, kind):
+    with client_class(server.target, "flowers", interceptors=[kind()]) as client:
+        for call in (lambda: client.classify(b"abc"), lambda: client.classify_many([b"a"])):
+            with pytest.raises(InternalError):
+                call()
+
+
+def test_an_error_keeps_no_call_of_grpcs(start_server):
+    """At the end of a process Python stops gRPC's threads wherever they are. A call that is freed after that
+    may wait for ever for a lock which one of them had.
+    """
+    gone = start_server()
+    gone.stop()
+
+    def calls():
+        return sum(issubclass(type(item), grpc.Future) for item in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = calls()
+        with Client(gone.target, "flowers") as client, pytest.raises(UnavailableError) as caught:
+            client.classify_many([b"a"])
+        deadline = time.monotonic() + 30
+        while calls() > before:  # gRPC's thread may not be through with it yet
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+    cause = caught.value.__cause__
+    assert isinstance(cause, grpc.RpcError)
+    assert (cause.code(), cause.details()) == (grpc.StatusCode.UNAVAILABLE, caught.value.details)
+    assert str(cause) == f"UNAVAILABLE: {cause.details()}"
 
 
 @EITHER
