@@ -39,6 +39,7 @@ class ModelSettings:
 
     @property
     def name(self) -> str:
+        """The model's."""
         return self.servable.name
 
 

@@ -113,6 +113,7 @@ class GrpcServer:
             raise
 
     def start(self) -> None:
+        """Accept calls."""
         self._server.start()
         if self._health is not None:
             self._health.serve()

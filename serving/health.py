@@ -42,6 +42,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._thread = threading.Thread(target=self._deliver, name="graftserve-health", daemon=True)
 
     def serve(self) -> None:
+        """Say SERVING of the server from now on; once."""
         self._thread.start()
         with self._lock:
             for name in _SERVER:

@@ -268,6 +268,7 @@ class HttpServer:
         self.port = port
 
     def start(self) -> None:
+        """Accept requests; `port` is then the one that was taken."""
         host, port = self._server.bind_addr
         try:
             self._server.prepare()

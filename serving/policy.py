@@ -21,6 +21,8 @@ class State(enum.IntEnum):
 
 
 class ActionKind(enum.Enum):
+    """What can be done with a version."""
+
     LOAD = "load"
     UNLOAD = "unload"
 
@@ -36,6 +38,8 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Action:
+    """The next step, and the version that it is for."""
+
     kind: ActionKind
     version: int
 

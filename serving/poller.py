@@ -25,6 +25,7 @@ class Poller:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        """Begin; once. The first look is `wait_s` later."""
         self._thread.start()
 
     def stop(self) -> None:

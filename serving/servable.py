@@ -23,6 +23,8 @@ DEFAULT_SIGNATURE = "serving_default"
 
 @dataclass(frozen=True)
 class ServableId:
+    """One version of a servable. name: the model's."""
+
     name: str
     version: int
 
@@ -65,7 +67,8 @@ class Servable(Protocol):
         """What runs it: "tensorflow", "litert" or "litert_int8"."""
 
     @property
-    def signatures(self) -> Mapping[str, Signature]: ...
+    def signatures(self) -> Mapping[str, Signature]:
+        """By name."""
 
     @property
     def signature_def_map(self) -> SignatureDefMap:

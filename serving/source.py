@@ -54,6 +54,7 @@ class Latest:
             raise ValueError(f"num_versions: expected 1 or more, got {self.num_versions}")
 
     def select(self, versions: Iterable[int]) -> list[int]:
+        """Those to serve, ascending."""
         return sorted(versions)[-self.num_versions :]
 
 
@@ -62,6 +63,7 @@ class All:
     """Aspire every version."""
 
     def select(self, versions: Iterable[int]) -> list[int]:
+        """Those to serve, ascending."""
         return sorted(versions)
 
 
@@ -72,6 +74,7 @@ class Specific:
     versions: frozenset[int]
 
     def select(self, versions: Iterable[int]) -> list[int]:
+        """Those to serve, ascending."""
         return sorted(self.versions.intersection(versions))
 
 
