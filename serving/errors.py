@@ -6,7 +6,7 @@ Codes are the canonical ones of google/rpc/code.proto, the same numbers on every
 
 import enum
 
-__all__ = ["Code", "ServingError", "timed_out"]
+__all__ = ["Code", "ServingError", "invalid", "timed_out"]
 
 
 class Code(enum.IntEnum):
@@ -45,6 +45,11 @@ class ServingError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"
+
+
+def invalid(message: str) -> ServingError:
+    """For a request that is not right: INVALID_ARGUMENT."""
+    return ServingError(Code.INVALID_ARGUMENT, message)
 
 
 def timed_out() -> ServingError:

@@ -16,7 +16,7 @@ import numpy as np
 from graftserve.client import wire
 from graftserve.client.wire.tensors import TensorError, dtype_name, to_proto
 
-from .errors import Code, ServingError
+from .errors import Code, ServingError, invalid
 from .servable import DEFAULT_SIGNATURE, Array, Servable, Signature
 
 __all__ = ["CLASSIFY_METHOD", "REGRESS_METHOD", "classify", "multi_inference", "regress"]
@@ -94,17 +94,17 @@ def multi_inference(
     The other arguments and the errors are those of `classify`.
     """
     if not tasks:
-        raise _invalid("Inference request has no tasks")
+        raise invalid("Inference request has no tasks")
     parts: dict[str, tuple[Signature, list[str]]] = {}
     feed = ""
     for task in tasks:
         if not task.model_spec.name:
-            raise _invalid("Found ModelSpec with an empty model name.")
+            raise invalid("Found ModelSpec with an empty model name.")
         if task.model_spec.name != tasks[0].model_spec.name:
-            raise _invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+            raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
         name = task.model_spec.signature_name or DEFAULT_SIGNATURE
         if name in parts:
-            raise _invalid(f"Duplicate evaluation of signature: {name}")
+            raise invalid(f"Duplicate evaluation of signature: {name}")
         signature = _find(servable, name, "Requested signature not found in model graph")
         if task.method_name == CLASSIFY_METHOD:
             outputs = _classification_outputs(servable, signature, check_method_name)
@@ -114,7 +114,7 @@ def multi_inference(
             raise ServingError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
         feed = feed or signature.inputs[_INPUTS].tensor_name
         if signature.inputs[_INPUTS].tensor_name != feed:
-            raise _invalid("Input tensor must be the same for all Signatures.")
+            raise invalid("Input tensor must be the same for all Signatures.")
         parts[name] = (signature, outputs)
 
     examples = _serialize(given)
@@ -152,7 +152,7 @@ def _merge(parts: Mapping[str, tuple[Signature, list[str]]]) -> tuple[Signature,
 def _find(servable: Servable, name: str, complaint: str) -> Signature:
     signature = servable.signatures.get(name)
     if signature is None:
-        raise _invalid(f"{complaint}: {name}")
+        raise invalid(f"{complaint}: {name}")
     return signature
 
 
@@ -161,11 +161,11 @@ def _classification_outputs(servable: Servable, signature: Signature, check_meth
         _check_method_name(signature, "classification", CLASSIFY_METHOD)
     _check_input_count(signature)
     if len(signature.outputs) not in (1, 2):
-        raise _invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
+        raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
     _check_input(servable, signature, "classification")
     outputs = [name for name in (_CLASSES, _SCORES) if name in signature.outputs]
     if not outputs:
-        raise _invalid(
+        raise invalid(
             "Expected classification signature outputs to contain at least one of "
             f'"{_CLASSES}" or "{_SCORES}". Signature was: {_show(servable, signature)}'
         )
@@ -177,32 +177,30 @@ def _regression_outputs(servable: Servable, signature: Signature, check_method_n
         _check_method_name(signature, "regression", REGRESS_METHOD)
     _check_input_count(signature)
     if len(signature.outputs) != 1:
-        raise _invalid("Expected one output Tensor.")
+        raise invalid("Expected one output Tensor.")
     _check_input(servable, signature, "regression")
     if _OUTPUTS not in signature.outputs:
-        raise _invalid(f"No regression outputs found in SignatureDef: {_show(servable, signature)}")
+        raise invalid(f"No regression outputs found in SignatureDef: {_show(servable, signature)}")
     return [_OUTPUTS]
 
 
 def _check_method_name(signature: Signature, kind: str, expected: str) -> None:
     if signature.method_name != expected:
-        raise _invalid(
-            f"Expected {kind} signature method_name to be {expected}. Was: {signature.method_name}"
-        )
+        raise invalid(f"Expected {kind} signature method_name to be {expected}. Was: {signature.method_name}")
 
 
 def _check_input_count(signature: Signature) -> None:
     if len(signature.inputs) != 1:
-        raise _invalid("Expected one input Tensor.")
+        raise invalid("Expected one input Tensor.")
 
 
 def _check_input(servable: Servable, signature: Signature, kind: str) -> None:
     spec = signature.inputs.get(_INPUTS)
     if spec is None:
-        raise _invalid(f"No {kind} inputs found in SignatureDef: {_show(servable, signature)}")
+        raise invalid(f"No {kind} inputs found in SignatureDef: {_show(servable, signature)}")
     # Here rather than in the model, where a batch may hold other requests, too.
     if spec.data_type != wire.DataType.DT_STRING:
-        raise _invalid(
+        raise invalid(
             f"Expected the input {_INPUTS!r} of signature {signature.name!r} to take serialized tf.Examples, "
             f"DT_STRING. Got: {dtype_name(spec.data_type)}. Use Predict for it"
         )
@@ -224,7 +222,7 @@ def _serialize(given: wire.Input) -> Array:
         context = given.example_list_with_context.context.SerializeToString()
         examples = given.example_list_with_context.examples
     if not examples:
-        raise _invalid("Input is empty.")
+        raise invalid("Input is empty.")
     array = np.empty(len(examples), object)
     array[:] = [context + example.SerializeToString() for example in examples]
     return array
@@ -234,15 +232,15 @@ def _classification_result(arrays: Mapping[str, Array], count: int) -> wire.Clas
     """arrays: "classes", "scores" or both, as the model gave them. count: the number of examples."""
     for name, array in arrays.items():
         if array.ndim != 2:
-            raise _invalid(f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}")
+            raise invalid(f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}")
         expected, got = "DT_STRING" if name == _CLASSES else "DT_FLOAT", _data_type(array)
         if got != expected:
-            raise _invalid(f"Expected {name} Tensor of {expected}. Got: {got}")
+            raise invalid(f"Expected {name} Tensor of {expected}. Got: {got}")
         if len(array) != count:
-            raise _invalid(f"Expected {name} output batch size of {count}. Got: {len(array)}")
+            raise invalid(f"Expected {name} output batch size of {count}. Got: {len(array)}")
     classes, scores = arrays.get(_CLASSES), arrays.get(_SCORES)
     if classes is not None and scores is not None and classes.shape[1] != scores.shape[1]:
-        raise _invalid(
+        raise invalid(
             "Tensors class and score should match in dim_size(1). "
             f"Got {classes.shape[1]} vs. {scores.shape[1]}"
         )
@@ -259,7 +257,7 @@ def _classification_result(arrays: Mapping[str, Array], count: int) -> wire.Clas
             for label, score in zip(labels, values, strict=False):
                 add(label=label, score=score)
     except UnicodeDecodeError as exc:
-        raise _invalid(
+        raise invalid(
             f"Expected labels in UTF-8, as Classify's answers hold text. Got: {exc.object[:100]!r}. "
             "Use Predict for other bytes"
         ) from exc
@@ -268,14 +266,14 @@ def _classification_result(arrays: Mapping[str, Array], count: int) -> wire.Clas
 
 def _regression_result(values: Array, count: int) -> wire.RegressionResult:
     if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
-        raise _invalid(
+        raise invalid(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
             f"{_shape(values)}"
         )
     if len(values) != count:
-        raise _invalid(f"Input batch size did not match output batch size: {count} vs. {len(values)}")
+        raise invalid(f"Input batch size did not match output batch size: {count} vs. {len(values)}")
     if values.dtype != np.float32:
-        raise _invalid(f"Expected output Tensor of DT_FLOAT.  Got: {_data_type(values)}")
+        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {_data_type(values)}")
     return wire.RegressionResult(
         regressions=[wire.Regression(value=value) for value in values.ravel().tolist()]
     )
@@ -290,7 +288,3 @@ def _data_type(array: Array) -> str:
 
 def _shape(array: Array) -> str:
     return f"[{','.join(map(str, array.shape))}]"
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(Code.INVALID_ARGUMENT, message)

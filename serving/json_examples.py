@@ -19,10 +19,9 @@ import numpy as np
 
 from graftserve.client import wire
 
-from .errors import ServingError
+from .errors import ServingError, invalid
 from .json_tensor import (
     decode_string,
-    invalid,
     is_base64,
     json_name,
     lossy,

@@ -21,14 +21,13 @@ import numpy as np
 from graftserve.client.wire import DataType
 from graftserve.client.wire.tensors import TensorError, dtype_name
 
-from .errors import Code, ServingError
+from .errors import Code, ServingError, invalid
 from .servable import Array, Signature
 
 __all__ = [
     "decode_inputs",
     "decode_string",
     "encode_outputs",
-    "invalid",
     "is_base64",
     "is_row_form",
     "json_name",
@@ -421,8 +420,3 @@ def show(value: Any) -> str:
     except RecursionError:  # what could just be read may still be too deep to be written
         return "..."
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
-
-
-def invalid(message: str) -> ServingError:
-    """The error for a request that is not right."""
-    return ServingError(Code.INVALID_ARGUMENT, message)
