@@ -78,11 +78,6 @@ class Dataset:
         """The examples of one split, in their order."""
         return tuple(example for example in self.examples if example.split == split)
 
-    def all_in(self, split: Split) -> "Dataset":
-        """The same with every example in `split`, to stay there: to judge by all of it, as a rule."""
-        examples = (replace(example, split=split, split_key=None) for example in self.examples)
-        return replace(self, examples=tuple(examples))
-
     def counts(self) -> dict[str, dict[Split, int]]:
         """Images for each class and split."""
         counter = Counter((example.label, example.split) for example in self.examples)
