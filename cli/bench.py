@@ -23,7 +23,7 @@ from .image_paths import ImagePaths
 from .latency import PERCENTILES
 from .latency_plot import PLOT_FORMATS, write_plot
 from .load import Clock, Level, closed_loop, open_loop
-from .output import CommandError, require_extra, write_whole
+from .output import CommandError, check_folder_of, require_extra, write_whole
 from .raw_caller import RawCaller
 
 __all__ = ["command", "synthetic_images"]
@@ -153,8 +153,8 @@ def command(
             )
         require_extra("matplotlib", "plot")
     for name, path in (("--output", output), ("--plot", plot)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise CommandError(f"{name}: there is no folder {path.parent}")
+        if path is not None:
+            check_folder_of(name, path)
     arguments = connection.client_arguments()
     bench = _Bench(
         lambda: Client(target, model, version=version, timeout_s=timeout_s, **arguments),

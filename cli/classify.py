@@ -15,7 +15,7 @@ from graftserve.client import Client, ClientError, InvalidImageError, Prediction
 
 from .connection import Connection, connection_options
 from .image_paths import STDIN, ImagePaths, printable
-from .output import CommandError, CountPrinter, print_result, require_extra
+from .output import CommandError, CountPrinter, check_folder_of, print_result, require_extra
 from .predictions import (
     FORMATS,
     Begin,
@@ -131,8 +131,7 @@ def _check_output(output: Path) -> None:
         )
     if output.suffix == ".parquet":
         require_extra("pyarrow", "parquet")
-    if not output.absolute().parent.is_dir():
-        raise CommandError(f"--output: there is no folder {output.parent}")
+    check_folder_of("--output", output)
     if output.is_dir():
         raise CommandError(f"--output: {output} is a folder")
 

@@ -16,7 +16,7 @@ import click
 
 from graftserve.client import Client, ClientError, Prediction, RetryPolicy
 
-from .output import CommandError, ProgressPrinter, import_tensorflow, print_result, require_extra
+from .output import CommandError, ProgressPrinter, import_tensorflow, print_result, require_extra, say
 from .server_process import ServerProcess
 
 __all__ = ["command"]
@@ -54,7 +54,7 @@ def command(work_dir: Path, as_json: bool) -> None:
     started = time.monotonic()
     data_dir, run_dir, model_base_path = work_dir / _MODEL, work_dir / "run", work_dir / "models" / _MODEL
     images = write_digits(data_dir)
-    _say(f"1/5 images: {images} JPEG files in {data_dir}")
+    say(f"1/5 images: {images} JPEG files in {data_dir}")
 
     run = train(
         Recipe(str(data_dir)),
@@ -64,19 +64,19 @@ def command(work_dir: Path, as_json: bool) -> None:
         listener=ProgressPrinter(),
     )
     accuracy = run.metrics["evaluation"]["test"]["accuracy"]
-    _say(f"2/5 training: test accuracy {accuracy:.4f} in {run.metrics['seconds']['total']:.1f} s")
+    say(f"2/5 training: test accuracy {accuracy:.4f} in {run.metrics['seconds']['total']:.1f} s")
 
     first = export_run(run_dir, model_base_path)
-    _say(f"3/5 export: {first.path} in {first.seconds:.1f} s")
+    say(f"3/5 export: {first.path} in {first.seconds:.1f} s")
 
     held_out = held_out_images(run_dir, data_dir)
     with ServerProcess(_MODEL, model_base_path) as server:
         target = server.addresses()["gRPC"]
         with Client(target, _MODEL) as client:
-            _say(f"4/5 serving: version {client.wait_until_ready()} at {target}")
+            say(f"4/5 serving: version {client.wait_until_ready()} at {target}")
             served = _measure(client, held_out)
 
-            _say(f"5/5 rollout: publishing the next version while {_CALLERS} callers ask")
+            say(f"5/5 rollout: publishing the next version while {_CALLERS} callers ask")
             with _Load(target, held_out) as load:
                 second = export_run(run_dir, model_base_path)
                 switch_s = load.wait_for_version(second.version)
@@ -105,10 +105,6 @@ def command(work_dir: Path, as_json: bool) -> None:
         _print_report(result, examples[:_SHOWN], data_dir, model_base_path)
     if load.failed:
         raise CommandError(f"{load.failed} requests failed during the rollout; the first: {load.first_error}")
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _print_report(

@@ -8,10 +8,11 @@ import click
 
 from graftserve.training.recipe import DEFAULT_BACKBONE, Recipe
 
+from .image_paths import printable
 from .output import (
-    CommandError,
     ProgressPrinter,
     cache_dir_option,
+    check_folder_of,
     features_dir,
     import_tensorflow,
     print_result,
@@ -76,8 +77,7 @@ def command(
     """
     if output.suffix not in (".parquet", ".npz"):
         raise click.UsageError(f"--output: expected a name ending in .parquet or .npz, got {output.name}.")
-    if not output.absolute().parent.is_dir():
-        raise CommandError(f"--output: there is no folder {output.parent}")
+    check_folder_of("--output", output)
     if run_dir and (backbone or weights):
         raise click.UsageError(
             "--run: names the backbone and its weights; leave --backbone and --weights out."
@@ -171,9 +171,4 @@ def _write_npz(
 def _column(examples: "Sequence[Example]", labels: Sequence[str], name: str) -> list[str]:
     if name == "label":
         return [labels[example.label] for example in examples]
-    return [_printable(getattr(example, name)) for example in examples]
-
-
-def _printable(text: str) -> str:
-    """A file's name need not be UTF-8; what is not becomes U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return [printable(getattr(example, name)) for example in examples]

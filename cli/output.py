@@ -5,8 +5,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from graftserve.training.files import naming, sync_directory
+from graftserve.training.files import write_atomically
 from graftserve.training.progress import Report
 
 __all__ = [
@@ -22,10 +22,12 @@ __all__ = [
     "CountPrinter",
     "ProgressPrinter",
     "cache_dir_option",
+    "check_folder_of",
     "features_dir",
     "import_tensorflow",
     "print_result",
     "require_extra",
+    "say",
     "write_whole",
 ]
 
@@ -47,6 +49,11 @@ def print_result(values: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(f"{name:<{width}}  {value}")
 
 
+def say(text: str) -> None:
+    """To stderr."""
+    click.echo(text, err=True)
+
+
 def cache_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option --cache-dir, which arrives as `cache`."""
     return click.option(
@@ -62,6 +69,12 @@ def features_dir(cache: Path | None) -> Path:
     """Where features are kept: below what --cache-dir gave, or $XDG_CACHE_HOME, or ~/.cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return (cache or home / "graftserve") / "features"
+
+
+def check_folder_of(option: str, path: Path) -> None:
+    """Raise CommandError if the folder that the option's file is to be written to is not there."""
+    if not path.absolute().parent.is_dir():
+        raise CommandError(f"{option}: there is no folder {path.parent}")
 
 
 def require_extra(module: str, extra: str) -> None:
@@ -162,25 +175,11 @@ class CountPrinter:
         _draw(line, live=self._live, ends=ends)
 
 
-@contextmanager
-def write_whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on leaving without an error it is synced and takes its place.
-
-    mode: "w" (UTF-8, newlines as written) or "wb". The temporary file's name is always the same, so that one
+def write_whole(path: Path, mode: str = "w") -> AbstractContextManager[IO[Any]]:
+    """As `training.files.write_atomically`, with a temporary file whose name is always the same, so that one
     that a killed process left is not left twice: two processes must not write the same `path` at a time.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
-    try:
-        with naming(path), open(temporary, mode, encoding=encoding, newline=newline) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    return write_atomically(path, mode, temporary=path.with_name(f".{path.name}.tmp"))
 
 
 def _draw(line: str, *, live: bool, ends: bool) -> None:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import CommandError, ProgressPrinter, import_tensorflow, print_result, require_extra, write_whole
+from .output import (
+    CommandError,
+    ProgressPrinter,
+    import_tensorflow,
+    print_result,
+    require_extra,
+    say,
+    write_whole,
+)
 from .server_process import ServerProcess
 from .termination import terminated_in_order
 
@@ -103,7 +111,7 @@ def _prepare(work_dir: Path) -> list[tuple[Path, str]]:
 
     data_dir, run_dir, models = work_dir / _MODEL, work_dir / "run", work_dir / "models" / _MODEL
     count = write_digits(data_dir)
-    _say(f"{count} images of digits in {data_dir}")
+    say(f"{count} images of digits in {data_dir}")
     if not (models / str(_BAD)).is_dir():
         import_tensorflow("rehearsal")
         from graftserve.export import export_run
@@ -126,7 +134,7 @@ def _prepare(work_dir: Path) -> list[tuple[Path, str]]:
                     listener=ProgressPrinter(),
                 )
                 trained.add(run)
-            _say(f"version {version}: {export_run(run, models, version=version).path}")
+            say(f"version {version}: {export_run(run, models, version=version).path}")
     return held_out_images(run_dir, data_dir)
 
 
@@ -153,7 +161,7 @@ def _rehearse(
     chosen = [path for path, _ in random.Random(0).sample(held_out, min(sample, len(held_out)))]
 
     with ExitStack() as stack:
-        _say("starting three servers and Envoy")
+        say("starting three servers and Envoy")
         pods = [stack.enter_context(_Pod(work_dir, name, _STABLE)) for name in ("stable-0", "stable-1")]
         canary = stack.enter_context(_Pod(work_dir, "canary", _GOOD))
         stable_targets = [pod.wait_until_ready() for pod in pods]
@@ -328,7 +336,3 @@ def _alone(work_dir: Path) -> Iterator[None]:
             yield
     except LockedError as error:
         raise CommandError(f"{work_dir}: {error.holder} rehearses there: give another --work-dir") from error
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from .connection import Connection, access_options
-from .output import CommandError
+from .output import CommandError, say
 from .rollout_check import check_folder, check_goldens
 from .rollout_output import (
     compare_shown,
@@ -23,9 +23,9 @@ from .rollout_output import (
     or_none,
     print_values,
     sample_images,
-    say,
     show,
     show_history,
+    state_folder,
     who,
 )
 
@@ -686,6 +686,5 @@ def _journal(place: dict[str, Any]) -> "Journal":
             config_file = Path(os.path.abspath(place["config_file"]))
             path = config_file.with_name(f"{config_file.name}.rollouts") / name
         else:
-            home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-            path = Path(home, "graftserve", "rollouts", name)
+            path = state_folder() / name
     return Journal(path, target, model)

@@ -10,8 +10,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from .output import CommandError
-from .rollout_output import say
+from .output import CommandError, say
 
 if TYPE_CHECKING:
     from graftserve.client import Client

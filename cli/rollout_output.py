@@ -29,9 +29,9 @@ __all__ = [
     "or_none",
     "print_values",
     "sample_images",
-    "say",
     "show",
     "show_history",
+    "state_folder",
     "who",
 ]
 
@@ -121,15 +121,16 @@ def print_values(values: Mapping[str, Any], as_json: bool, text: str) -> None:
     click.echo(json.dumps(values, ensure_ascii=False) if as_json else text)
 
 
-def say(text: str) -> None:
-    """To stderr."""
-    click.echo(text, err=True)
-
-
 def end(ok: bool) -> None:
     """Leave the command with status 1 if it is not ok."""
     if not ok:
         click.get_current_context().exit(1)
+
+
+def state_folder() -> Path:
+    """Where what is known of rollouts is kept, if it is not beside what they change."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home, "graftserve", "rollouts")
 
 
 def who() -> str:

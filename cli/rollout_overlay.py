@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .connection import Connection
-from .output import CommandError
+from .output import CommandError, say
 from .rollout_check import check_source, check_source_goldens
 from .rollout_output import (
     compare_shown,
@@ -22,8 +22,8 @@ from .rollout_output import (
     numbers,
     print_values,
     sample_images,
-    say,
     show_history,
+    state_folder,
     who,
 )
 from .termination import terminated_in_order
@@ -361,13 +361,12 @@ def _journal(overlay: "Overlay") -> "Journal":
     from graftserve.k8s.rollout import JOURNAL, Journal
 
     folder = Path(os.path.realpath(overlay.folder))
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     lock = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.lock"
     return Journal(
         overlay.folder / JOURNAL,
         f"overlay {folder.name}",
         overlay.model(),
-        lock_path=home / "graftserve" / "rollouts" / lock,
+        lock_path=state_folder() / lock,
     )
 
 

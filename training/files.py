@@ -23,14 +23,16 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def write_atomically(path: Path, mode: str = "w", *, temporary: Path | None = None) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on leaving without an error it is synced and takes its place.
 
     mode: "w" (UTF-8, newlines as written, undecodable file names kept as they are) or "wb".
+    temporary: the temporary file, which is replaced if it is there; by default one that nobody else has.
     On an error the temporary file goes and `path` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    mode = mode.replace("w", "x")
+    if temporary is None:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        mode = mode.replace("w", "x")
     encoding, errors, newline = (None, None, None) if "b" in mode else ("utf-8", "surrogateescape", "")
     try:
         with naming(path), open(temporary, mode, encoding=encoding, errors=errors, newline=newline) as file:
