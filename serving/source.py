@@ -2,10 +2,9 @@
 
     <base_path>/<N>/saved_model.pb
 
-N is a plain decimal integer: no sign, no leading zero, at most 2**63 - 1. Everything else is ignored
-(`temp-5`, `5.tmp`, `007`, plain files), so a version can be prepared beside its final name and appear by
-one rename. TensorFlow Serving reads `007` as 7; here it is ignored, because `7` and `007` would claim the
-same version.
+N is a decimal integer without a sign, at most 2**63 - 1. Everything else is ignored (`temp-5`, `5.tmp`, plain
+files), so a version can be prepared beside its final name and appear by one rename. `007` is version 7, as in
+TensorFlow Serving, unless there is a `7`, too.
 
 A version that appears while the server runs may be a copy in progress. It counts from when it holds a
 saved_model.pb and nothing in it has changed for a second, or from one look to the next.
