@@ -185,9 +185,9 @@ class Messages:
         ]
 
     def predict_result(self, response: PredictResponse) -> PredictResult:
-        """All outputs as arrays."""
+        """All outputs as arrays, in the order of their names: a message has another in each process."""
         return PredictResult(
-            {name: self._array(response, name) for name in response.outputs},
+            {name: self._array(response, name) for name in sorted(response.outputs)},
             response.model_spec.version.value,
         )
 
@@ -205,7 +205,7 @@ class Messages:
         return ModelMetadata(
             self._model,
             response.model_spec.version.value,
-            {name: _signature(item) for name, item in signatures.signature_def.items()},
+            {name: _signature(item) for name, item in sorted(signatures.signature_def.items())},
         )
 
     def undecodable(self) -> InvalidImageError:
@@ -377,8 +377,8 @@ def version_line(item: VersionStatus) -> str:
 
 def _signature(item: SignatureDef) -> Signature:
     return Signature(
-        {name: _tensor_spec(info) for name, info in item.inputs.items()},
-        {name: _tensor_spec(info) for name, info in item.outputs.items()},
+        {name: _tensor_spec(info) for name, info in sorted(item.inputs.items())},
+        {name: _tensor_spec(info) for name, info in sorted(item.outputs.items())},
     )
 
 

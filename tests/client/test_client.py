@@ -223,6 +223,14 @@ def test_predict_calls_any_signature(client):
     assert result.version == 3
 
 
+def test_outputs_and_signatures_are_in_the_order_of_their_names(client):
+    outputs = ["classes", "probabilities", "scores", "valid"]
+    assert list(client.predict({"image_bytes": [b"abc"]})) == outputs
+    signatures = client.metadata().signatures
+    assert list(signatures) == ["features", "half_plus_two", "serving_default"]
+    assert list(signatures["serving_default"].outputs) == outputs
+
+
 def test_predict_asks_only_for_the_outputs_wanted(client):
     result = client.predict({"image_bytes": [b"abc"]}, outputs=["classes"])
     assert result["classes"].tolist() == [[b"c3", b"c4"]]
