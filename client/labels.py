@@ -1,4 +1,4 @@
-"""What both `prometheus` and `opentelemetry` need: bounded sets of labels, and the clients to look at."""
+"""What both `prometheus` and `opentelemetry` need: bounded labels, buckets, and the clients to look at."""
 
 import asyncio
 import threading
@@ -10,13 +10,21 @@ from weakref import WeakSet
 from .base import BaseClient
 from .errors import ClientError
 
-__all__ = ["OTHER", "Bounded", "Clients", "Latest", "outcome"]
+__all__ = ["OTHER", "ROWS_BUCKETS", "SECONDS_BUCKETS", "Bounded", "Clients", "Latest", "outcome"]
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 ValueT = TypeVar("ValueT")
 
 OTHER: Final = "(other)"
 """Stands for all that came after a bound was reached."""
+
+SECONDS_BUCKETS: Final = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+)
+"""Upper limits for times; those of our server's metrics, as far as both have them."""
+
+ROWS_BUCKETS: Final = tuple(float(2**power) for power in range(11))
+"""Upper limits for the rows of a request; those of our server's metrics, as far as both have them."""
 
 
 class Bounded(Generic[KeyT, ValueT]):

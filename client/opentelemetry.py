@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 from .base import BaseClient
 from .hooks import CallEnd, CallStart, Hooks, RequestEnd, RequestStart
-from .labels import OTHER, Bounded, Clients, outcome
+from .labels import OTHER, ROWS_BUCKETS, SECONDS_BUCKETS, Bounded, Clients, outcome
 from .stats import Stats
 from .wire.methods import PREDICT
 
@@ -43,10 +43,6 @@ __all__ = ["OpenTelemetryHooks"]
 _SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.45.0"
 # Of rpc.client.call.duration, by the conventions. Ours begin earlier and end later.
 _RPC_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_SECONDS_BUCKETS: Final = (
-    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
-)
-_ROWS_BUCKETS: Final = tuple(float(2**power) for power in range(11))
 _MAX_ROUTES: Final = 100
 _MAX_VERSIONS: Final = 100
 _MAX_MESSAGE_CHARACTERS: Final = 1024
@@ -230,18 +226,18 @@ class _Instruments:
         self.call_duration = seconds(
             "graftserve.client.call.duration",
             "Time of a call, waiting and retries included.",
-            _SECONDS_BUCKETS,
+            SECONDS_BUCKETS,
         )
         self.queue_duration = seconds(
             "graftserve.client.queue.duration",
             "Time that the oldest row of a request waited in the client before it was first sent.",
-            _SECONDS_BUCKETS,
+            SECONDS_BUCKETS,
         )
         self.request_rows = meter.create_histogram(
             "graftserve.client.request.rows",
             unit="{row}",
             description="Rows of a request.",
-            explicit_bucket_boundaries_advisory=_ROWS_BUCKETS,
+            explicit_bucket_boundaries_advisory=ROWS_BUCKETS,
         )
         self.rows = meter.create_counter(
             "graftserve.client.rows", "{row}", "Rows that were answered, with a value or an error each."

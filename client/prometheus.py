@@ -4,10 +4,10 @@
     with Client("localhost:8500", "flowers", hooks=hooks) as client:
         hooks.watch(client)
 
-Labels and buckets are those of our server's metrics, so that both can be laid over each other. The number of
-series is bounded, whatever callers do: the first 100 combinations of target, model, signature and RPC have
-series of their own, those that follow share "(other)"; of a model's versions the last eight that answered
-are kept; outcomes and codes are few by nature.
+Labels are those of our server's metrics, and buckets have the same limits, so that both can be laid over each
+other. The number of series is bounded, whatever callers do: the first 100 combinations of target, model,
+signature and RPC have series of their own, those that follow share "(other)"; of a model's versions the last
+eight that answered are kept; outcomes and codes are few by nature.
 """
 
 import os
@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from .base import BaseClient
 from .hooks import CallEnd, CallStart, Hooks, RequestEnd, RequestStart
-from .labels import OTHER, Bounded, Clients, Latest, outcome
+from .labels import OTHER, ROWS_BUCKETS, SECONDS_BUCKETS, Bounded, Clients, Latest, outcome
 from .wire.methods import PREDICT
 
 try:
@@ -32,10 +32,6 @@ except ImportError as exc:
 
 __all__ = ["PrometheusHooks"]
 
-_SECONDS_BUCKETS: Final = (
-    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
-)
-_ROWS_BUCKETS: Final = tuple(float(2**power) for power in range(11))
 _MAX_ROUTES: Final = 100
 _MAX_CALLS: Final = 100
 _MAX_VERSIONS: Final = 8
@@ -138,7 +134,7 @@ class _Metrics(Collector):
         self.clients = Clients()
         self._namespace = namespace
         options: dict[str, Any] = {"namespace": namespace, "registry": registry}
-        seconds: dict[str, Any] = options | {"buckets": _SECONDS_BUCKETS}
+        seconds: dict[str, Any] = options | {"buckets": SECONDS_BUCKETS}
         self.calls_total = Counter(
             "calls", "Calls of the client's methods.", ("model_name", "method", "outcome"), **options
         )
@@ -167,7 +163,7 @@ class _Metrics(Collector):
             **seconds,
         )
         self.rows = Histogram(
-            "request_rows", "Rows of a request.", ("model_name",), buckets=_ROWS_BUCKETS, **options
+            "request_rows", "Rows of a request.", ("model_name",), buckets=ROWS_BUCKETS, **options
         )
         self.retries = Counter(
             "retries", "Requests sent again after they were lost.", ("target", "model_name"), **options
