@@ -7,27 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
+from graftserve.training.images import HEAD_BYTES, SIGNATURES
+
 from .output import CommandError
 
 __all__ = ["STDIN", "ImagePaths", "printable"]
 
 STDIN: Final = "-"
 
-# What model servers decode, told by its first bytes as graftserve train does.
-_SERVED: Final = (
-    ((0, b"\xff\xd8\xff"),),
-    ((0, b"\x89PNG"),),
-    ((0, b"GIF8"),),
-    ((0, b"BM"),),
-    ((0, b"RIFF"), (8, b"WEBP")),
-)
+# What model servers decode: what graftserve train takes.
+_SERVED: Final = tuple(SIGNATURES.values())
 # What may be sent, too, where images are converted before: TIFF, AVIF, HEIC. Videos begin with ftyp as well.
 _BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1")
 _CONVERTED: Final = (
     *(((0, start),) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     *(((4, b"ftyp" + brand),) for brand in _BRANDS),
 )
-_HEAD_BYTES: Final = 12
 _CHUNK_BYTES: Final = 2**16
 _LONGEST_PATH_BYTES: Final = 2**20
 _LISTED: Final = 5
@@ -187,7 +182,7 @@ def _may_be_image(path: str, formats: Sequence[Sequence[tuple[int, bytes]]]) -> 
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return False
-            head = os.read(descriptor, _HEAD_BYTES)
+            head = os.read(descriptor, HEAD_BYTES)
         finally:
             os.close(descriptor)
     except OSError:
