@@ -77,6 +77,7 @@ def test_labels_name_available_versions_only(make_core: MakeCore, tmp_path: Path
     core, manager = make_core()
     base = add(tmp_path / "m", 1, 2)
     core.start(model("m", base, Latest(2)))
+    assert manager.wait_until(lambda: available(manager, "m") == [1, 2], 10)
     core.reload(model("m", base, Latest(2), stable=1, canary=2))
     assert (core.resolve("m", "stable"), core.resolve("m", "canary")) == (1, 2)
     with pytest.raises(ServingError) as caught:
