@@ -2,6 +2,7 @@
 
 import pytest
 
+from graftserve.client.wire import ModelVersionStatus
 from graftserve.serving.policy import Action, ActionKind, Snapshot, State, availability_preserving
 
 A, L, S, U, E = State.AVAILABLE, State.LOADING, State.START, State.UNLOADING, State.END
@@ -21,6 +22,7 @@ A, L, S, U, E = State.AVAILABLE, State.LOADING, State.START, State.UNLOADING, St
         ([(1, A, False), (2, L, True)], None),
         ([(1, A, False), (2, A, True)], ("unload", 1)),
         ([(1, U, False), (2, A, True)], None),
+        ([(1, U, False), (2, L, True)], None),
         # A new version that failed leaves the old one alone.
         ([(1, A, False), (2, E, True)], None),
         # Two that nobody wants any more: one of them suffices.
@@ -38,3 +40,10 @@ A, L, S, U, E = State.AVAILABLE, State.LOADING, State.START, State.UNLOADING, St
 def test_next_action(versions: list[tuple[int, State, bool]], expected: tuple[str, int] | None) -> None:
     action = availability_preserving(Snapshot(*version) for version in versions)
     assert action == (expected and Action(ActionKind(expected[0]), expected[1]))
+
+
+def test_states_have_the_numbers_of_the_wire() -> None:
+    wire = dict(ModelVersionStatus.State.items())
+    assert {state.name: state.value for state in State} == {
+        name: number for name, number in wire.items() if name != "UNKNOWN"
+    }
