@@ -40,8 +40,43 @@ def test_where_the_gate_closes(changes, words) -> None:
     assert words is None or words in failures[0]
 
 
+def test_the_gate_names_the_first_image_that_changed() -> None:
+    changed = replace(
+        EVEN, agreement=0.9, disagreements=(("a.jpg", "rose", "tulip"), ("b.jpg", "rose", "daisy"))
+    )
+    (failure,) = Gate().failures(changed)
+    assert failure.endswith("; such as a.jpg: rose became tulip")
+
+
+def test_what_a_report_leaves_out_was_not_seen() -> None:
+    assert (EVEN.first_error, EVEN.stable_errors, EVEN.unreadable, EVEN.disagreements) == ("", 0, 0, ())
+
+
+@pytest.mark.parametrize(("errors", "closed"), [(0, False), (2, False), (3, False), (4, True)])
+def test_errors_are_allowed_up_to_a_number(errors: int, closed: bool) -> None:
+    assert bool(Gate(max_errors=3).failures(replace(EVEN, errors=errors))) == closed
+
+
 @pytest.mark.parametrize(
-    "values", [{"min_agreement": 1.1}, {"max_shift": -1}, {"max_latency_ratio": 0}, {"max_errors": -1}]
+    "values",
+    [
+        {"min_agreement": 0, "max_shift": 0, "max_latency_ratio": 0.5},
+        {"min_agreement": 1, "max_shift": 1, "max_latency_ratio": 100},
+    ],
+)
+def test_gates_as_wide_and_as_narrow_as_they_may_be(values) -> None:
+    assert Gate(**values).min_agreement == values["min_agreement"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"min_agreement": 1.1},
+        {"max_shift": -1},
+        {"max_latency_ratio": 0},
+        {"max_latency_ratio": -1},
+        {"max_errors": -1},
+    ],
 )
 def test_gates_out_of_range(values) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
