@@ -102,6 +102,7 @@ def test_the_nearest_deadline_is_forgotten_when_nothing_waits():
 
 def test_those_who_return_are_counted_down():
     back = Return()
+    assert (back.rows, back.until) == (0, -math.inf)
     back.answered(8, latency_s=0.01, now=1.0)
     assert (back.rows, back.until) == (8, pytest.approx(1.001))
     back.came(3)
@@ -111,7 +112,10 @@ def test_those_who_return_are_counted_down():
     back.came(100)
     assert back.rows == 0
     back.answered(2, latency_s=0.01, now=2.0)
-    assert back.rows == 2
+    back.answered(3, latency_s=0.01, now=back.until)  # the two have not come in time
+    assert back.rows == 3
+    back.answered(1, latency_s=0.01, now=9.0)
+    assert back.rows == 1
 
 
 def test_nobody_is_waited_for_longer_than_two_milliseconds():
@@ -127,7 +131,7 @@ def test_slow_is_what_95_percent_stay_below():
     assert latency.slow_s is None
     latency.took(0.1)
     assert latency.slow_s == 0.1
-    for number in range(200):
+    for number in reversed(range(200)):
         latency.took(float(number))
-    # Of the last 128, which are 72 to 199.
-    assert latency.slow_s == 193.0
+    # Of the last 128, which are 127 to 0.
+    assert latency.slow_s == 121.0

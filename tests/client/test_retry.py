@@ -30,6 +30,13 @@ def test_waits(attempt, left_s, random, wait_s):
     assert retry_wait_s(POLICY, UNAVAILABLE, attempt, left_s, random) == pytest.approx(wait_s)
 
 
+def test_what_holds_by_default():
+    policy = RetryPolicy()
+    waits = [retry_wait_s(policy, UNAVAILABLE, attempt, 100, 1.0) for attempt in range(1, 6)]
+    assert waits == [pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.8), pytest.approx(1.6), None]
+    assert spent(RetryBudget(policy.budget_ratio, policy.budget_per_s, 0.0), [0.0] * 1000) == 100
+
+
 LOST = {UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
@@ -58,6 +65,11 @@ def test_a_high_attempt_number_does_not_overflow():
 def test_a_policy_out_of_range(arguments):
     with pytest.raises(ValueError, match="expected"):
         RetryPolicy(**arguments)
+
+
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_a_budget_of_nothing_and_of_everything(ratio):
+    assert RetryPolicy(budget_ratio=ratio, budget_per_s=0).budget_ratio == ratio
 
 
 @pytest.mark.parametrize(
