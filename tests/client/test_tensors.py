@@ -1,5 +1,7 @@
 """Arrays to TensorProto and back, alone and against TensorFlow."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -348,6 +350,12 @@ def test_typed_fields_hold_what_they_can(dtype):
     back = to_array(proto)
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array)
+
+
+def test_bfloat16_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(TensorError, match="install ml_dtypes"):
+        to_array(TensorProto(dtype=DataType.DT_BFLOAT16, tensor_shape=shape_proto(1), half_val=[0x3F80]))
 
 
 def test_half_values_beyond_16_bits_are_narrowed_as_tensorflow_narrows_them():

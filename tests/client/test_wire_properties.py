@@ -1,5 +1,7 @@
 """Any array that Hypothesis thinks of, between this codec and TensorFlow's own, both ways."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -9,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from graftserve.client.wire import PredictRequest, TensorProto
 from graftserve.client.wire.encoding import predict_request
+from graftserve.client.wire.packed import read_packed
 from graftserve.client.wire.tensors import TensorError, tensor_parts, to_array, to_proto, write_typed
 
 SCALARS = [
@@ -113,7 +116,7 @@ def test_bytes_of_any_kind_are_a_tensor_or_an_error(content):
     assert array.shape == tuple(dim.size for dim in proto.tensor_shape.dim)
 
 
-@pytest.mark.parametrize(
+UNKNOWN = pytest.mark.parametrize(
     "unknown",
     [
         b"\xf3\x01\x08\x05\xf4\x01",  # field 30: a group
@@ -124,6 +127,9 @@ def test_bytes_of_any_kind_are_a_tensor_or_an_error(content):
     ],
     ids=["group", "varint", "fixed64", "fixed32", "bytes"],
 )
+
+
+@UNKNOWN
 @pytest.mark.parametrize("dtype", ["f4", "f8", "?", "i4"])
 def test_unknown_fields_change_nothing(unknown, dtype):
     array = np.array([0, 1, 1]).astype(dtype)
@@ -131,6 +137,33 @@ def test_unknown_fields_change_nothing(unknown, dtype):
     write_typed(array, proto)
     for content in (proto.SerializeToString() + unknown, unknown + proto.SerializeToString()):
         same(to_array(TensorProto.FromString(content)), array)
+
+
+@UNKNOWN
+def test_unknown_fields_are_no_values(unknown):
+    proto = TensorProto.FromString(to_proto(np.zeros(2, np.float32)).SerializeToString() + unknown)
+    proto.ClearField("tensor_content")
+    assert to_array(proto).tolist() == [0, 0]
+
+
+@UNKNOWN
+def test_unknown_fields_may_come_first(unknown):
+    """protobuf promises no order; that it writes them last is how it is made now."""
+    array = np.float32([1, 2])
+    proto = TensorProto()
+    write_typed(array, proto)
+    other = SimpleNamespace(SerializeToString=lambda: unknown + proto.SerializeToString())
+    values = read_packed("float_val", other)
+    is_group = unknown[0] & 7 == 3
+    assert values is None if is_group else bytes(values) == array.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u8", "f4"])
+def test_typed_fields_of_many_values(dtype):
+    array = np.arange(150_000).astype(dtype)  # int_val and its kin are written in parts
+    proto = TensorProto()
+    write_typed(array, proto)
+    same(to_array(proto), array)
 
 
 def test_arrays_of_typed_fields_may_be_written_to():

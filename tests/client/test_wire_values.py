@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftserve.client.wire import DataType, ModelSpec, PredictRequest, TensorProto, TensorShapeProto
-from graftserve.client.wire.encoding import MAX_MESSAGE_BYTES, predict_request, string_parts
+from graftserve.client.wire.encoding import predict_request, string_parts, varint
 from graftserve.client.wire.tensors import tensor_parts, to_array, to_proto, write_tensor
 from graftserve.client.wire.values import (
     TensorError,
     bools,
     floats,
+    read_varint,
     strings,
     strings_to_proto,
     write_strings,
@@ -116,10 +117,95 @@ def test_filling_up_is_bounded(reader, proto, limit_bytes):
         reader(proto)
 
 
-@pytest.mark.parametrize("shape", [TensorShapeProto(unknown_rank=True), shape_proto(2, -1)])
+@pytest.mark.parametrize(
+    ("reader", "data_type", "given", "values"),
+    [
+        (strings, DataType.DT_STRING, {"string_val": [b"a", b"b"]}, [b"a", b"b", b"b", b"b"]),
+        (floats, DataType.DT_HALF, {"half_val": [0x3C00, 0x4000]}, [1.0, 2.0, 2.0, 2.0]),
+        (floats, DataType.DT_FLOAT, {"float_val": [1, 2]}, [1.0, 2.0, 2.0, 2.0]),
+        (floats, DataType.DT_DOUBLE, {"double_val": [1, 2]}, [1.0, 2.0, 2.0, 2.0]),
+        (bools, DataType.DT_BOOL, {"bool_val": [False, True]}, [False, True, True, True]),
+        (strings, DataType.DT_STRING, {}, [b""] * 4),
+        (floats, DataType.DT_FLOAT, {}, [0.0] * 4),
+        (bools, DataType.DT_BOOL, {}, [False] * 4),
+    ],
+)
+def test_the_last_value_fills_up(reader, data_type, given, values):
+    proto = TensorProto(dtype=data_type, tensor_shape=shape_proto(2, 2), **given)
+    assert reader(proto) == (values, (2, 2))
+
+
+def test_64_mib_may_be_filled_by_default():
+    items = 64 * 2**20 // 8
+    assert len(bools(TensorProto(dtype=DataType.DT_BOOL, tensor_shape=shape_proto(items))).values) == items
+    with pytest.raises(TensorError, match=f"more than the {64 * 2**20} allowed"):
+        bools(TensorProto(dtype=DataType.DT_BOOL, tensor_shape=shape_proto(items + 1)))
+
+
+@pytest.mark.parametrize(
+    ("content", "values"),
+    [
+        (b"\0", [b""]),
+        (b"\x01a", [b"a"]),
+        (b"\0\0\0", [b"", b"", b""]),
+        (b"\x02\x01\0abc", [b"ab", b"c", b""]),
+        (b"\x80\x01\x02" + bytes(128) + b"ab", [bytes(128), b"ab"]),
+        (b"\x80\x80\x01" + bytes(2**14), [bytes(2**14)]),
+    ],
+    ids=["empty", "one", "all empty", "three", "two bytes of length", "three bytes of length"],
+)
+def test_packed_strings(content, values):
+    proto = TensorProto(dtype=DataType.DT_STRING, tensor_shape=shape_proto(len(values)))
+    proto.tensor_content = content
+    assert strings(proto).values == values
+
+
+@pytest.mark.parametrize(
+    ("content", "count", "message"),
+    [
+        (b"\x01a", 3, "expected the lengths of 3 strings in tensor_content, got 2 bytes"),
+        (b"\x01\x03a", 2, "expected 6 bytes of tensor_content for 2 strings, got 3"),
+        (b"\x01ab", 1, "expected 2 bytes of tensor_content for 1 strings, got 3"),
+        (b"a", 0, "expected 0 bytes of tensor_content for 0 strings, got 1"),
+        (
+            b"\x80",
+            1,
+            "expected varint string lengths in tensor_content: expected a varint of at most 32 bits",
+        ),
+        (b"\x80\x80\x80\x80\x80\x01", 1, "expected a varint of at most 32 bits"),
+    ],
+)
+def test_packed_strings_that_contradict_themselves(content, count, message):
+    proto = TensorProto(dtype=DataType.DT_STRING, tensor_shape=shape_proto(count), tensor_content=content)
+    with pytest.raises(TensorError, match=message):
+        strings(proto)
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**14, 2**28 - 1, 2**32 - 1, 2**35 - 1, 2**64 - 1])
+def test_varints_come_back(value):
+    written = varint(value)
+    assert len(written) == max(1, math.ceil(value.bit_length() / 7))
+    assert read_varint(b"?" + written + b"?", 1, 64) == (value, 1 + len(written))
+    with pytest.raises(ValueError, match="at most 64 bits"):
+        read_varint(written[:-1], 0, 64)
+    if len(written) > 5:
+        with pytest.raises(ValueError, match="at most 32 bits"):
+            read_varint(written, 0, 32)
+    else:
+        assert read_varint(written, 0, 32) == (value, len(written))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (TensorShapeProto(unknown_rank=True), "got one of unknown rank"),
+        (shape_proto(2, -1), r"dimensions of zero or more, got shape \[2, -1\]"),
+    ],
+    ids=["rank", "size"],
+)
 @pytest.mark.parametrize(("data_type", "reader"), READERS.items())
-def test_shapes_that_are_not_known_are_refused(data_type, reader, shape):
-    with pytest.raises(TensorError, match="expected"):
+def test_shapes_that_are_not_known_are_refused(data_type, reader, shape, message):
+    with pytest.raises(TensorError, match=message):
         reader(TensorProto(dtype=data_type, tensor_shape=shape))
 
 
@@ -188,5 +274,5 @@ def test_lengths_around_the_steps_of_varints(length):
 
 def test_more_than_protobuf_can_hold_is_refused():
     half = memoryview(bytes(2**30))  # zero pages that nobody touches
-    with pytest.raises(TensorError, match=f"at most {MAX_MESSAGE_BYTES} bytes"):
+    with pytest.raises(TensorError, match="at most 2147483647 bytes"):
         predict_request(PredictRequest(), {"x": string_parts([half, half])})
