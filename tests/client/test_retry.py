@@ -34,6 +34,7 @@ def test_what_holds_by_default():
     policy = RetryPolicy()
     waits = [retry_wait_s(policy, UNAVAILABLE, attempt, 100, 1.0) for attempt in range(1, 6)]
     assert waits == [pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.8), pytest.approx(1.6), None]
+    assert retry_wait_s(RetryPolicy(max_attempts=9), UNAVAILABLE, 6, 100, 1.0) == 2.0
     assert spent(RetryBudget(policy.budget_ratio, policy.budget_per_s, 0.0), [0.0] * 1000) == 100
 
 
