@@ -12,7 +12,7 @@ BENCHMARKS ?= feature_extraction classic_bottleneck classic_keras serving decode
 # TensorFlow imports three times slower without its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo rehearsal test lint format bench bench-page docs wire clean
+.PHONY: demo rehearsal test lint format bench bench-page docs wire clean coverage
 
 demo: $(VENV)/installed
 	$(BIN)/graftserve demo --work-dir build/demo
@@ -23,6 +23,10 @@ rehearsal: $(VENV)/installed
 # File by file, so that what a file's tests share is made once; two at a time, each of which uses several CPUs.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(PYTEST_ARGS)
+
+# What the tests run of the packages, subprocesses included: lines and branches.
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term-missing $(PYTEST_ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
