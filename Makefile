@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find k8s -type f -not -name '*.pyc') $(shell find cli client export serving training -name '*.py' -o -name '*.proto' -o -name '*.pyi' -o -name '*.binpb' -o -name '*.html' -o -name '*.css' -o -name '*.toml')
 PYTEST_ARGS ?=
+CORES ?=
 BENCHMARKS ?= feature_extraction classic_bottleneck classic_keras serving decode exported_signature soak client \
   client_thin client_peers prepare serving_peers limits profile_server growth
 
 # TensorFlow imports three times slower without its bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo rehearsal test lint format bench bench-page docs wire clean coverage
+.PHONY: demo rehearsal test coverage mutation lint format bench bench-page docs wire clean
 
 demo: $(VENV)/installed
 	$(BIN)/graftserve demo --work-dir build/demo
@@ -27,6 +28,11 @@ test: $(VENV)/installed
 # What the tests run of the packages, subprocesses included: lines and branches.
 coverage: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term-missing $(PYTEST_ARGS)
+
+# Changes the pure cores, and shows the changes that no test notices.
+mutation: $(VENV)/installed
+	$(PIP) install "$$(ls build/wheel/*.whl)[mutation]"
+	$(BIN)/python scripts/mutate.py $(CORES)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
