@@ -23,7 +23,7 @@ def write_packed(field: str, values: memoryview, proto: TensorProto) -> None:
 
 def read_packed(field: str, proto: TensorProto) -> bytes | memoryview | None:
     """All values of a typed field; None if the message holds unknown groups, which have no length."""
-    wanted = _tag(field)[0]
+    (wanted,) = _tag(field)
     serialized = proto.SerializeToString()
     position = 0
     while position < len(serialized):

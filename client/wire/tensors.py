@@ -289,7 +289,7 @@ def _list_to_array(value: Sequence[Any]) -> "npt.NDArray[Any]":
     try:
         if not isinstance(leaf, (bytes, str)):
             array = np.asarray(value)
-            if array.dtype.kind not in "SU" or isinstance(leaf, np.ndarray):
+            if array.dtype.kind not in "SU":
                 return array
         return np.array(value, dtype=object)
     except ValueError as exc:

@@ -205,6 +205,7 @@ def test_strings_come_back_with_their_trailing_nuls(shape):
         ((b"a",), [b"a"]),
         (np.array([b"a", b"bc"]), [b"a", b"bc"]),
         (np.array(["ä", "bc"]), ["ä".encode(), b"bc"]),
+        ([np.array([b"a"]), np.array(["bc"])], [[b"a"], [b"bc"]]),
         (np.array([bytearray(b"a\0"), memoryview(b"b")], object), [b"a\0", b"b"]),
         (np.array(b"a\0", object), b"a\0"),
         (np.zeros((0, 2), object), []),
@@ -260,6 +261,7 @@ def test_too_few_strings_repeat_the_last(given, tensorflow):
         [1, b"a"],
         [[1, 2], [3]],
         [[b"a", b"b"], [b"c"]],
+        [np.array([b"a"]), np.array([1])],
         {"a": 1},
         None,
     ],
@@ -270,6 +272,11 @@ def test_values_that_are_no_tensor(value):
         pytest.skip("long double is double here")
     with pytest.raises(TensorError, match="expected"):
         to_proto(value)
+
+
+def test_more_than_protobuf_can_hold_is_refused():
+    with pytest.raises(TensorError, match=r"at most 2147483647 bytes, .* got 2147483648"):
+        to_proto(np.zeros(2**31, np.uint8))  # pages that nobody touches
 
 
 def float_proto(*sizes, **content):

@@ -15,6 +15,7 @@ from graftserve.client.wire.tensors import tensor_parts, to_array, to_proto, wri
 from graftserve.client.wire.values import (
     TensorError,
     bools,
+    dtype_name,
     floats,
     read_varint,
     strings,
@@ -96,6 +97,21 @@ def test_lists_are_the_arrays_or_both_are_refused(proto):
 def test_another_dtype_is_refused(reader, data_type, message):
     with pytest.raises(TensorError, match=message):
         reader(TensorProto(dtype=data_type))
+
+
+@pytest.mark.parametrize(
+    ("data_type", "name"),
+    [
+        (0, "DT_INVALID"),
+        (1, "float32"),
+        (7, "string"),
+        (11, "DT_QINT8"),
+        (101, "DataType 101"),
+        (-1, "DataType -1"),
+    ],
+)
+def test_names_of_dtypes(data_type, name):
+    assert dtype_name(data_type) == name
 
 
 @pytest.mark.parametrize(
