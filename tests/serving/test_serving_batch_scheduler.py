@@ -73,6 +73,16 @@ def test_a_parameter_that_does_nothing_is_named(tmp_path: Path, caplog: pytest.L
     assert "max_execution_batch_size is for enable_large_batch_splitting only" in caplog.text
 
 
+def test_a_run_is_as_large_as_a_request_unless_the_file_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splitting = "max_batch_size { value: 64 } enable_large_batch_splitting { value: true }"
+    assert read(tmp_path, "max_batch_size { value: 64 }").run_rows == 64
+    assert read(tmp_path, splitting).run_rows == 64
+    assert read(tmp_path, f"{splitting} max_execution_batch_size {{ value: 1 }}").run_rows == 1
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -80,12 +90,20 @@ def test_a_parameter_that_does_nothing_is_named(tmp_path: Path, caplog: pytest.L
         ("max_batch_size { value: 0 }", "max_batch_size must be positive; was 0"),
         ("num_batch_threads { value: 0 }", "num_batch_threads must be positive; was 0"),
         ("max_enqueued_batches { value: -1 }", "max_enqueued_batches must be positive; was -1"),
-        ("batch_timeout_micros { value: -5 }", "batch_timeout_micros must be non-negative; was -5"),
+        (
+            "batch_timeout_micros { value: -5000000 }",
+            "must be non-negative; was -5000000",
+        ),
+        ("max_execution_batch_size { value: -1 }", "max_execution_batch_size must be positive; was -1"),
         (
             "max_batch_size { value: 8 } allowed_batch_sizes: 4",
             "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 4; expected 8",
         ),
-        ("allowed_batch_sizes: 4", "last entry was 4; expected 1000"),
+        ("allowed_batch_sizes: 2 allowed_batch_sizes: 4", "last entry was 4; expected 1000"),
+        (
+            "allowed_batch_sizes: 1000 allowed_batch_sizes: 1000",
+            "must be positive and monotonically",
+        ),
         (
             "allowed_batch_sizes: 4 allowed_batch_sizes: 2 allowed_batch_sizes: 1000",
             "allowed_batch_sizes entries must be positive and monotonically increasing; were 4, 2, 1000",
@@ -129,7 +147,7 @@ def test_a_version_brings_its_own_parameters_but_for_the_threads(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("sizes", "rows", "size"),
-    [((), 5, 5), ((4, 8), 1, 4), ((4, 8), 4, 4), ((4, 8), 5, 8), ((8,), 8, 8)],
+    [((), 5, 5), ((1, 8), 1, 1), ((4, 8), 1, 4), ((4, 8), 4, 4), ((4, 8), 5, 8), ((8,), 8, 8)],
 )
 def test_a_batch_is_run_in_the_next_allowed_size(sizes: tuple[int, ...], rows: int, size: int) -> None:
     limit = sizes[-1] if sizes else 8
@@ -231,6 +249,23 @@ def test_what_a_queue_refuses(
         queue.add(Work("b", rows), 9)
     assert (caught.value.code, len(queue)) == (code, before)
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("waiting", "rows", "values", "batches"),
+    [
+        ([2, 1], 1, {"max_batch_size": 2, "max_enqueued_batches": 2}, ["a(2)", "a(1)b(1)"]),
+        ([4, 2], 2, {**SPLIT, "max_enqueued_batches": 2}, ["a(4)", "a0(2)b(2)"]),
+        ([], 8, {**SPLIT, "max_enqueued_batches": 2}, ["b0(4)", "b1(4)"]),
+        ([], 16, {**SPLIT, "max_enqueued_batches": 4}, ["b0(4)", "b1(4)", "b2(4)", "b3(4)"]),
+    ],
+)
+def test_a_queue_takes_what_just_fits(
+    waiting: list[int], rows: int, values: dict[str, Any], batches: list[str]
+) -> None:
+    queue = queue_of(*(Work("a", count) for count in waiting), **values)
+    queue.add(Work("b", rows), 9)
+    assert all_of(queue) == batches
 
 
 def test_what_is_dropped_makes_room() -> None:
@@ -389,6 +424,25 @@ def test_what_comes_while_a_batch_runs_is_the_next_batch(lab: Callable[..., Lab]
 def queued(it: Lab) -> int:
     return sum(len(batch.tasks) for queue in it.servable._batcher._scheduler._queues.values()
                for batch in queue._batches)  # fmt: skip
+
+
+def test_a_batch_that_does_not_fill_is_run_after_the_timeout(lab: Callable[..., Lab]) -> None:
+    it = lab(max_batch_size=4, batch_timeout_s=0.02)
+    it.gated.gate.set()
+    it.ask("alone", 1)
+    assert it.join() == {"alone": [2]}
+
+
+def test_closing_runs_what_waits_for_a_timeout() -> None:
+    ran: list[str] = []
+    scheduler = BatchScheduler(num_threads=1, name="closing")
+    batcher = scheduler.open(
+        BatchingOptions(batch_timeout_s=30), lambda works: ran.extend(work.name for work in works)
+    )
+    for number, kind in enumerate("abab"):
+        batcher.schedule(kind, Work(f"{kind}{number}"))
+    batcher.close()
+    assert ran == ["a0", "a2", "b1", "b3"]
 
 
 def test_a_full_queue_is_unavailable(lab: Callable[..., Lab]) -> None:
