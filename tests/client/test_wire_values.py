@@ -151,6 +151,12 @@ def test_the_last_value_fills_up(reader, data_type, given, values):
     assert reader(proto) == (values, (2, 2))
 
 
+def test_nothing_needs_to_fill_a_field_that_is_full():
+    proto = TensorProto(dtype=DataType.DT_FLOAT, tensor_shape=shape_proto(2), float_val=[1, 2])
+    assert floats(proto, max_fill_bytes=0).values == [1, 2]
+    assert to_array(proto, max_fill_bytes=0).tolist() == [1, 2]
+
+
 def test_64_mib_may_be_filled_by_default():
     items = 64 * 2**20 // 8
     assert len(bools(TensorProto(dtype=DataType.DT_BOOL, tensor_shape=shape_proto(items))).values) == items
