@@ -8,7 +8,7 @@ import pytest
 from graftserve.k8s.rollout import Decision, Kind, OverlayError, Rollout, Share, Tracks
 from graftserve.k8s.rollout.env_file import edited, parse_env
 from graftserve.k8s.rollout.overlay import Edit
-from graftserve.k8s.rollout.overlay_plan import changed_by_others, goal, next_edit
+from graftserve.k8s.rollout.overlay_plan import Ramp, changed_by_others, goal, is_to_check, next_edit
 
 NONE = Tracks(3)
 ROLLOUT = Rollout(1, 4, 3)
@@ -149,3 +149,48 @@ def test_what_somebody_else_wrote_is_seen(rollout: Rollout, tracks: Tracks, mess
 def test_a_share_is_in_its_range(share: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"expected (replicas|weight)"):
         Share(**share)
+
+
+@pytest.mark.parametrize("share", [{}, {"replicas": 0, "weight": 0}, {"replicas": 1}, {"weight": 100}])
+def test_a_share_may_be_at_the_ends_of_its_range(share: dict[str, int]) -> None:
+    assert Share(**share) == Share(share.get("replicas"), share.get("weight"))
+
+
+@pytest.mark.parametrize(
+    ("percents", "hold_s"),
+    [
+        ((), 1),
+        ((0, 5), 1),
+        ((-1,), 1),
+        ((5, 5), 1),
+        ((10, 5), 1),
+        ((50, 101), 1),
+        ((5, 50), -1),
+        ((5, 50), float("nan")),
+    ],
+)
+def test_a_ramp_that_is_none(percents: tuple[int, ...], hold_s: float) -> None:
+    with pytest.raises(ValueError, match=r"expected (percentages that rise|hold_s of 0 or more)"):
+        Ramp(percents, hold_s)
+
+
+def test_a_ramp_goes_on_from_what_the_canary_has() -> None:
+    ramp = Ramp((1, 5, 100), hold_s=0)
+    steps = {percent: ramp.after(percent) for percent in (0, 1, 2, 5, 5.5, 99, 100)}
+    assert steps == {0: 1, 1: 5, 2: 5, 5: 100, 5.5: 100, 99: 100, 100: None}
+    assert Ramp((5,)).hold_s == 300
+
+
+@pytest.mark.parametrize(
+    ("rollout", "tracks", "looks"),
+    [
+        (ROLLOUT, NONE, True),
+        (PROMOTE, NONE, True),
+        (ABORT, NONE, False),
+        (replace(ROLLOUT, checked="the sums"), NONE, False),
+        (ROLLOUT, Tracks(3, 4, 1), False),  # what runs was looked at
+        (PROMOTE, Tracks(4), False),
+    ],
+)
+def test_files_are_looked_at_before_a_track_names_them(rollout: Rollout, tracks: Tracks, looks: bool) -> None:
+    assert is_to_check(rollout, tracks) == looks
