@@ -365,6 +365,15 @@ def test_bfloat16_says_what_it_needs(monkeypatch):
         to_array(TensorProto(dtype=DataType.DT_BFLOAT16, tensor_shape=shape_proto(1), half_val=[0x3F80]))
 
 
+@pytest.mark.parametrize(
+    ("data_type", "field"),
+    [(DataType.DT_COMPLEX64, "scomplex_val"), (DataType.DT_COMPLEX128, "dcomplex_val")],
+)
+def test_complex_numbers_are_pairs(data_type, field):
+    proto = TensorProto(dtype=data_type, tensor_shape=shape_proto(3), **{field: [1, 2, 3, 4]})
+    assert to_array(proto).tolist() == [1 + 2j, 3 + 4j, 3 + 4j]
+
+
 def test_half_values_beyond_16_bits_are_narrowed_as_tensorflow_narrows_them():
     proto = TensorProto(dtype=DataType.DT_HALF, half_val=[0x10000 + 0x3C00, -(2**31) + 0x4000])
     proto.tensor_shape.dim.add(size=2)

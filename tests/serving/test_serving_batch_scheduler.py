@@ -445,6 +445,30 @@ def test_closing_runs_what_waits_for_a_timeout() -> None:
     assert ran == ["a0", "a2", "b1", "b3"]
 
 
+def test_what_is_taken_back_is_not_run_and_the_rest_is() -> None:
+    ran: list[str] = []
+    scheduler = BatchScheduler(num_threads=1, name="dropping")
+    batcher = scheduler.open(
+        BatchingOptions(batch_timeout_s=30), lambda works: ran.extend(work.name for work in works)
+    )
+    for name in "abc":
+        batcher.schedule("some", Work(name))
+    batcher.drop("some", lambda work: work.name == "a")
+    batcher.schedule("all", Work("d"))
+    batcher.drop("all", lambda _: True)
+    batcher.drop("none", lambda _: True)
+    batcher.close()
+    assert ran == ["b", "c"]
+
+
+def test_a_batcher_that_is_left_open_keeps_no_program_from_ending() -> None:
+    scheduler = BatchScheduler(num_threads=2, name="left")
+    batcher = scheduler.open(BatchingOptions(), lambda works: None)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("left_")]
+    batcher.close()
+    assert [thread.daemon for thread in threads] == [True, True]
+
+
 def test_a_full_queue_is_unavailable(lab: Callable[..., Lab]) -> None:
     it = lab(max_batch_size=1, max_enqueued_batches=1)
     it.ask("running", 1)
