@@ -469,6 +469,21 @@ def test_a_batcher_that_is_left_open_keeps_no_program_from_ending() -> None:
     assert [thread.daemon for thread in threads] == [True, True]
 
 
+def test_the_parts_of_a_large_task_run_at_the_same_time() -> None:
+    both = threading.Barrier(2)
+    met: list[str] = []
+
+    def run(works: list[Work]) -> None:
+        both.wait(30)
+        met.extend(work.name for work in works)
+
+    scheduler = BatchScheduler(num_threads=2, name="parts")
+    batcher = scheduler.open(BatchingOptions(**SPLIT), run)
+    batcher.schedule("k", Work("a", 8))
+    batcher.close()
+    assert sorted(met) == ["a0", "a1"]
+
+
 def test_a_full_queue_is_unavailable(lab: Callable[..., Lab]) -> None:
     it = lab(max_batch_size=1, max_enqueued_batches=1)
     it.ask("running", 1)
