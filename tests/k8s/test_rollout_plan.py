@@ -121,6 +121,34 @@ LOADED = place(3, 4, stable=3, canary=4)
             Progress(place(3, 4, stable=3), 11),
             Decide(Decision.ABORT, "version 4 could not be loaded: DATA_LOSS: broken file"),
         ),
+        (
+            "the version before is lost: going back would not help",
+            FRESH,
+            seen("3X 4A"),
+            Progress(place(3, 4), 11),
+            Stop("version 3 could not be loaded: DATA_LOSS: broken file"),
+        ),
+        (
+            "nor if it is the higher one",
+            replace(FRESH, version=3, previous=4),
+            seen("3A 4X"),
+            Progress(place(3, 4), 11),
+            Stop("version 4 could not be loaded: DATA_LOSS: broken file"),
+        ),
+        (
+            "there is time until the limit",
+            FRESH,
+            seen("3A 4L", 3),
+            Progress(place(3, 4, stable=3), 100),
+            Wait("version 4 to be AVAILABLE"),
+        ),
+        (
+            "also for what the server does not list",
+            FRESH,
+            seen("3A", 3),
+            Progress(place(3, 4, stable=3), 100),
+            Wait("the server to load version 4"),
+        ),
         ("label", FRESH, seen("3A 4A", 3), Progress(), Apply(LOADED, "label version 4 canary")),
         (
             "label both",
@@ -176,6 +204,13 @@ LOADED = place(3, 4, stable=3, canary=4)
             seen("3U 4A", 4),
             Progress(place(4, stable=4), 1),
             Wait("version 3 to be unloaded"),
+        ),
+        (
+            "promote: one by one",
+            replace(FRESH, decision=Decision.PROMOTE),
+            seen("2U 3U 4A", 4),
+            Progress(place(4, stable=4), 100),
+            Wait("version 2 to be unloaded"),
         ),
         (
             "promote: it never goes",
@@ -347,7 +382,18 @@ def test_json_has_no_nan() -> None:
     assert str(rollout_from_json(values).report.agreement) == "nan"
 
 
-@pytest.mark.parametrize("values", [{"load_timeout_s": 0}, {"drain_s": -1}, {"stale_s": float("nan")}])
+def test_limits_at_the_ends_of_their_ranges() -> None:
+    limits = Limits(load_timeout_s=0.5, drain_s=0, stale_s=0.5)
+    assert (limits.load_timeout_s, limits.drain_s, limits.stale_s) == (0.5, 0, 0.5)
+
+
+def test_at_first_nothing_was_asked_for() -> None:
+    assert Progress() == Progress(applied=None, waited_s=0, repeat=False)
+
+
+@pytest.mark.parametrize(
+    "values", [{"load_timeout_s": 0}, {"load_timeout_s": -1}, {"drain_s": -1}, {"stale_s": float("nan")}]
+)
 def test_limits_out_of_range(values) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         Limits(**values)
