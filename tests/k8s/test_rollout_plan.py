@@ -149,7 +149,35 @@ LOADED = place(3, 4, stable=3, canary=4)
             Progress(place(3, 4, stable=3), 100),
             Wait("the server to load version 4"),
         ),
+        (
+            "loading, as it was asked to",
+            FRESH,
+            seen("3A 4L", 3),
+            Progress(place(3, 4, stable=3), 1),
+            Wait("version 4 to be AVAILABLE"),
+        ),
+        (
+            "a higher version that is not the new one may have ended before",
+            replace(FRESH, version=3, previous=4),
+            seen("3A 4X"),
+            Progress(place(3, 4), 9),
+            Wait("the server to load version 4"),
+        ),
         ("label", FRESH, seen("3A 4A", 3), Progress(), Apply(LOADED, "label version 4 canary")),
+        (
+            "the label takes its time",
+            FRESH,
+            seen("3A 4A", 3),
+            Progress(LOADED, 100),
+            Wait("the server to label version 4 canary"),
+        ),
+        (
+            "the label never comes",
+            FRESH,
+            seen("3A 4A", 3),
+            Progress(LOADED, 101),
+            Stop("the labels do not follow within 100 s"),
+        ),
         (
             "label both",
             FRESH,
@@ -211,6 +239,27 @@ LOADED = place(3, 4, stable=3, canary=4)
             seen("2U 3U 4A", 4),
             Progress(place(4, stable=4), 100),
             Wait("version 2 to be unloaded"),
+        ),
+        (
+            "promote: the server has not looked yet",
+            replace(FRESH, decision=Decision.PROMOTE),
+            seen("3A 4A", 4),
+            Progress(place(4, stable=4), 1),
+            Wait("version 3 to be unloaded"),
+        ),
+        (
+            "promote: it may have missed it",
+            replace(FRESH, decision=Decision.PROMOTE),
+            seen("3A 4A", 4),
+            Progress(place(4, stable=4), 11, repeat=True),
+            Apply(place(4, stable=4), "unload version 3"),
+        ),
+        (
+            "promote: what unloads is not asked to again",
+            replace(FRESH, decision=Decision.PROMOTE),
+            seen("3U 4A", 4),
+            Progress(place(4, stable=4), 11, repeat=True),
+            Wait("version 3 to be unloaded"),
         ),
         (
             "promote: it never goes",
@@ -357,6 +406,12 @@ def test_what_somebody_else_did_is_noticed(observed, words) -> None:
     assert words is None or words in found
 
 
+def test_what_this_rollout_asked_for_is_nobody_elses() -> None:
+    rollout = replace(FRESH, intent=place(2, 3, 4, stable=3))
+    assert conflict(rollout, seen("2A 3A 4A", 3)) is None
+    assert conflict(rollout, seen("1A 3A 4A", 3)) is not None
+
+
 def test_a_rollout_survives_json() -> None:
     rollout = replace(
         FRESH,
@@ -385,6 +440,7 @@ def test_json_has_no_nan() -> None:
 def test_limits_at_the_ends_of_their_ranges() -> None:
     limits = Limits(load_timeout_s=0.5, drain_s=0, stale_s=0.5)
     assert (limits.load_timeout_s, limits.drain_s, limits.stale_s) == (0.5, 0, 0.5)
+    assert Limits() == Limits(load_timeout_s=600, drain_s=5, stale_s=10)
 
 
 def test_at_first_nothing_was_asked_for() -> None:

@@ -231,6 +231,13 @@ def test_when_a_batch_is_due(rows: list[int], values: dict[str, Any], due_s: flo
             "enqueued and max_enqueued_batches is 2",
         ),
         (
+            [],
+            9,
+            {**SPLIT, "max_enqueued_batches": 2},
+            Code.UNAVAILABLE,
+            "task size is 9 but scheduling capacity is only 8 (num_enqueued_batches=1, ",
+        ),
+        (
             [4, 2],
             3,
             {**SPLIT, "max_enqueued_batches": 2},
