@@ -163,6 +163,34 @@ LOADED = place(3, 4, stable=3, canary=4)
             Progress(place(3, 4), 9),
             Wait("the server to load version 4"),
         ),
+        (
+            "nor at the end of the time that it has for that",
+            replace(FRESH, ended_before=True),
+            seen("3A 4X", 3),
+            Progress(place(3, 4, stable=3), 10),
+            Wait("the server to load version 4"),
+        ),
+        (
+            "it still unloads from before, 50 s long",
+            FRESH,
+            seen("3A 4U", 3),
+            Progress(place(3, 4, stable=3), 50),
+            Wait("the server to load version 4"),
+        ),
+        (
+            "it still unloads from before, 100 s long",
+            FRESH,
+            seen("3A 4U", 3),
+            Progress(place(3, 4, stable=3), 100),
+            Wait("the server to load version 4"),
+        ),
+        (
+            "it unloads for too long",
+            FRESH,
+            seen("3A 4U", 3),
+            Progress(place(3, 4, stable=3), 101),
+            Decide(Decision.ABORT, "version 4 was not AVAILABLE within 100 s: it is still UNLOADING"),
+        ),
         ("label", FRESH, seen("3A 4A", 3), Progress(), Apply(LOADED, "label version 4 canary")),
         (
             "the label takes its time",
@@ -260,6 +288,22 @@ LOADED = place(3, 4, stable=3, canary=4)
             seen("3U 4A", 4),
             Progress(place(4, stable=4), 11, repeat=True),
             Wait("version 3 to be unloaded"),
+        ),
+        (
+            "promote: two never go",
+            replace(FRESH, decision=Decision.PROMOTE),
+            seen("2U 3L 4A", 4),
+            Progress(place(4, stable=4), 101),
+            Stop(
+                "version 2 is still UNLOADING after 100 s; see what the server is doing, then run this again"
+            ),
+        ),
+        (
+            "promote: it may have missed two",
+            replace(FRESH, decision=Decision.PROMOTE),
+            seen("2A 3A 4A", 4),
+            Progress(place(4, stable=4), 11, repeat=True),
+            Apply(place(4, stable=4), "unload version 2"),
         ),
         (
             "promote: it never goes",
@@ -404,6 +448,14 @@ def test_what_somebody_else_did_is_noticed(observed, words) -> None:
     found = conflict(rollout, observed)
     assert (found is None) == (words is None)
     assert words is None or words in found
+
+
+@pytest.mark.parametrize("code", ["ABORTED", "DATA_LOSS", "UNAVAILABLE"])
+def test_any_error_of_a_load_ends_it(code: str) -> None:
+    failed = VersionStatus(4, VersionState.END, code, "")
+    observed = replace(seen("3A", 3), versions={**seen("3A").versions, 4: failed})
+    action = next_action(FRESH, observed, Progress(place(3, 4, stable=3), 1), LIMITS)
+    assert action == Decide(Decision.ABORT, f"version 4 could not be loaded: {code}")
 
 
 def test_what_this_rollout_asked_for_is_nobody_elses() -> None:
