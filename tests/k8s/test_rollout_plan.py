@@ -157,7 +157,14 @@ LOADED = place(3, 4, stable=3, canary=4)
             Wait("version 4 to be AVAILABLE"),
         ),
         (
-            "a higher version that is not the new one may have ended before",
+            "a version that is not the new one may have ended before",
+            FRESH,
+            seen("3X 4A"),
+            Progress(place(3, 4), 9),
+            Wait("the server to load version 3"),
+        ),
+        (
+            "so may a higher one",
             replace(FRESH, version=3, previous=4),
             seen("3A 4X"),
             Progress(place(3, 4), 9),
