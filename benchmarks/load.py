@@ -18,6 +18,7 @@ import base64
 import http.client
 import itertools
 import json
+import math
 import queue
 import random
 import statistics
@@ -112,33 +113,43 @@ def ask(send: Send, content: bytes) -> str:
 def closed_loop(connect: Callable[[], Send], contents: list[Content], callers: int, seconds: float) -> dict:
     """Every caller asks one thing after the other.
 
-    A caller's time begins with its first answer under load: whoever comes first finds nobody waiting, which
-    would count for more the shorter the loop is.
+    What counts is between the moment at which the last caller had its first answer under load and `seconds`
+    later, the same for all: before, not everybody waits yet. The rate is of answers that came in between; the
+    times are of what was asked in between, until its answer, so that a late one is not left out.
     """
-    taken: list[list[Outcome]] = [[] for _ in range(callers)]
-    rates = [0.0] * callers
+    taken: list[list[tuple[float, Outcome]]] = [[] for _ in range(callers)]  # with when it was asked
     ready = threading.Barrier(callers)
+    lock = threading.Lock()
+    waiting, start_s = callers, math.inf
 
     def run(number: int) -> None:
+        nonlocal waiting, start_s
         send = connect()
         ask(send, contents[0][0])
         ready.wait()
         ask(send, contents[0][0])
-        start_s = time.perf_counter()
+        with lock:
+            waiting -= 1
+            if not waiting:
+                start_s = time.perf_counter()
         # Each begins elsewhere, so that they do not come to the corrupt ones together.
         first = number * max(1, len(contents) // callers)
         for content, is_whole in itertools.islice(itertools.cycle(contents), first, None):
             began_s = time.perf_counter()
             if began_s >= start_s + seconds:
-                # To its last answer: an answer that came late is neither left out nor for nothing.
-                rates[number] = sum(not error for _, error in taken[number]) / (began_s - start_s)
                 return
             error = ask(send, content)
             if is_whole:
-                taken[number].append((time.perf_counter() - began_s, error))
+                taken[number].append((began_s, (time.perf_counter() - began_s, error)))
 
     _run_all(run, callers)
-    return _summary(list(itertools.chain(*taken)), sum(rates))
+    everything = list(itertools.chain(*taken))
+    in_between = sum(
+        start_s <= began_s + taken_s < start_s + seconds
+        for began_s, (taken_s, error) in everything
+        if not error
+    )
+    return _summary([outcome for began_s, outcome in everything if began_s >= start_s], in_between / seconds)
 
 
 def open_loop(

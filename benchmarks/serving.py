@@ -3,7 +3,7 @@
     python benchmarks/serving.py --output benchmarks/results
 
 On one exported EfficientNet-Lite0 and photographs of 500 pixels, with 8 and 32 callers that ask for one image
-at a time: the server with either engine, three peers on TensorFlow (peers/handwritten.py), each in an
+at a time: the server with either engine, the peers on TensorFlow (peers/handwritten.py), each in an
 environment of its own in build/peers, and, without any server, the signature called in process and decoding
 with LiteRT's interpreters. Then the latency of all servers at 70% of what the best peer can do, and what a
 request for next to nothing costs the server.
@@ -27,13 +27,12 @@ import tensorflow as tf
 from bare import cpu_count, decode_graph, litert, measure
 from environments import PeerError
 from result import ratios, write_result
-from servers import Served, export_digits, peer_environment, serve_ours, serve_peer, write_photos
+from servers import PEERS, Served, export_digits, peer_environment, serve_ours, serve_peer, write_photos
 
 from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, SERVING_DEFAULT
 from graftserve.export.verify import open_signatures
 
 CALLERS = (8, 32)
-PEERS = ("grpc", "fastapi", "litserve")
 
 Way = Callable[[int, float], float]
 """Way(callers, seconds) gives images a second."""

@@ -1,10 +1,11 @@
-"""The embedded server against what people write by hand, each in an environment of its own, on each engine.
+"""The embedded server against what people write by hand, each in an environment of its own.
 
     python benchmarks/serving_peers.py --output benchmarks/results
 
 On one exported EfficientNet-Lite0 and photographs of 500 pixels, one image to a request: a naive gRPC
 servicer, FastAPI, LitServe, BentoML and Ray Serve (peers/handwritten.py), with the same model in LiteRT
-(decoded by Pillow) and in TensorFlow (the version's signature), as ours has it, in the same releases:
+(decoded by Pillow), as ours has it, in the same release; with --engine tensorflow, by the version's signature,
+which serving.py compares, too:
 
 - closed loop: 1, 8, 32 and 64 callers who ask again as soon as they are answered;
 - open loop: requests at random moments (Poisson), at 50, 70 and 90% of what the best peer on that engine can
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the result")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6, help="of each loop in each round")
-    parser.add_argument("--engine", choices=ENGINES, nargs="+", default=list(ENGINES), help="default: both")
+    parser.add_argument("--engine", choices=ENGINES, nargs="+", default=["litert"], help="default: litert")
     parser.add_argument("--peer", choices=PEERS, nargs="+", default=list(PEERS), help="default: all")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS)
     parser.add_argument("--version", type=Path, help="an exported version (default: one is made)")
