@@ -4,8 +4,8 @@
 
 On one exported EfficientNet-Lite0 and photographs of 500 pixels, one image to a request: a naive gRPC
 servicer, FastAPI, LitServe, BentoML and Ray Serve (peers/handwritten.py), with the same model in LiteRT
-(decoded by Pillow), as ours has it, in the same release; with --engine tensorflow, by the version's signature,
-which serving.py compares, too:
+(decoded by Pillow), as ours has it, in the same release; or by --engine tensorflow, with the version's
+signature, which serving.py compares, too:
 
 - closed loop: 1, 8, 32 and 64 callers who ask again as soon as they are answered;
 - open loop: requests at random moments (Poisson), at 50, 70 and 90% of what the best peer on that engine can
