@@ -18,9 +18,9 @@ _INTRODUCTION = (
     "yours, `make bench BENCHMARKS=serving` one of them."
 )
 _ABOUT_CLAIMS = (
-    "Each line has a target: to be no worse than what is used instead (1), or to come within a tenth of what "
-    "nothing can beat (0.9 or 1.1). It is met if all rounds are there, and partly met if some are. Of "
-    "several peers or sizes the worst number is shown."
+    "Each line has a target: to be no worse than what is used instead (1), or as much better as we set out "
+    "to be; or to come within a tenth of what nothing can beat (0.9 or 1.1). It is met if all rounds are "
+    "there, and partly met if some are. Of several peers or sizes the worst number is shown."
 )
 
 

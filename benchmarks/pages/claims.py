@@ -1,7 +1,8 @@
 """What we say of ourselves, each with the number that it rests on.
 
 To say more, add a line to `CLAIMS`. A target is what would make it true: beside something that is used
-instead, to be no worse, which is 1; beside a bound, such as the engine alone, to come within a tenth of it.
+instead, to be no worse, which is 1, or what we set out to be; beside a bound, such as the engine alone, to
+come within a tenth of it.
 """
 
 from collections.abc import Mapping, Sequence
