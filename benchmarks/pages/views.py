@@ -225,7 +225,7 @@ _VIEWS: dict[str, tuple[View, ...]] = {
                 *("litert_to_best_peer", "litert_to_bare_litert"),
                 *("tensorflow_to_best_peer", "tensorflow_to_bare_signature"),
             ),
-            "Images a second, to the best of three handwritten servers on TensorFlow, and to no server",
+            "Images a second, to the best of five handwritten servers on TensorFlow, and to no server",
         ),
         Rows(("latency/ms/*",), "Milliseconds at 70% of the best peer's throughput"),
         Pivot(
@@ -303,6 +303,24 @@ _VIEWS: dict[str, tuple[View, ...]] = {
                 *("during_to_between", "growth_after_swap_10"),
             ),
         ),
+    ),
+    "limits": (
+        Pivot(
+            *("rows", "cpus", ("share_of_limit", "server_cpu_to_parts")),
+            "The server's images a second, and an image's CPU time in it, to decoding and the network alone",
+        ),
+        Pivot("rows", "cpus", ("images_per_s",), "Images a second of each part by itself"),
+        Pivot("rows", "cpus", ("cpu_ms_per_image",), "Milliseconds of CPU for an image"),
+    ),
+    "profile_server": (
+        Pivot("rows", "callers", ("cpu_ms_per_image",), "Milliseconds of CPU for an image"),
+        Pivot("rows", "callers", ("share_of_cpu",), "Shares of the CPU time"),
+    ),
+    "classic_keras": (
+        Bars(("ours", "classic"), "By phase", "s", ("features_s", "head_s", "tuning_s", "total_s")),
+        Rows(("ours", "classic"), "The whole", ("features_s", "head_s", "tuning_s", "total_s", "accuracy")),
+        Rows(("times_faster",), "Times faster"),
+        Rows(("equal_accuracy/seconds_until_then",), "Seconds until both are as accurate"),
     ),
     "classic_bottleneck": (
         Bars(("ours/cold", "ours/warm", "classic"), "The whole", "s", ("total_s",)),
