@@ -133,6 +133,7 @@ class _Metrics(Collector):
     def __init__(self, registry: CollectorRegistry, namespace: str) -> None:
         self.clients = Clients()
         self._namespace = namespace
+        self._registry = registry  # kept, or another one could get its id, and with that these metrics
         options: dict[str, Any] = {"namespace": namespace, "registry": registry}
         seconds: dict[str, Any] = options | {"buckets": SECONDS_BUCKETS}
         self.calls_total = Counter(

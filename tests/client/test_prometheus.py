@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -211,6 +212,15 @@ def test_questions_about_the_model_are_no_rows(server, hooks, registry):
     assert found["requests_total", server.target, "flowers", "", "GetModelMetadata", "OK"] == 1
     assert found["request_rows_count", "flowers"] == found["queue_seconds_count", "flowers"] == 0
     assert not [key for key in found if key[0] == "valid_rows_total"]
+
+
+def test_hooks_keep_their_registry():
+    """Another one in its place in memory would be taken for it, and its hooks would count nowhere."""
+    _hooks = PrometheusHooks(registry := CollectorRegistry())
+    kept = weakref.ref(registry)
+    del registry
+    gc.collect()
+    assert kept() is not None
 
 
 # Bounds
