@@ -90,4 +90,4 @@ def quantized(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from graftserve.export import export_run
 
     base_path = tmp_path_factory.mktemp("quantized") / "digits"
-    return export_run(trained.path, base_path, quantize=True, max_accuracy_drop=0.2)
+    return export_run(trained.path, base_path, quantize=True, max_accuracy_drop=0.5)  # few images

@@ -70,7 +70,7 @@ def test_both_spellings_and_bools() -> None:
         ([BASE, "--saved_model_tags=,"], "--saved_model_tags: expected tags"),
         ([BASE, "--shutdown_grace_seconds=nan"], "--shutdown_grace_seconds: expected a number, got nan"),
         ([BASE, "--per_process_gpu_memory_fraction=2"], "expected 0 to 1, got 2.0"),
-        ([BASE, "--engine=onnx"], "--engine: expected auto, tensorflow, litert, got 'onnx'"),
+        ([BASE, "--engine=onnx"], "--engine: expected auto, tensorflow, litert, litert_int8, got 'onnx'"),
         ([BASE, "--grpc_channel_arguments=a"], "--grpc_channel_arguments: expected name=value, got 'a'"),
         (
             [BASE, "--batching_parameters_file=b.config"],
