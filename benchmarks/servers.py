@@ -4,7 +4,9 @@ import importlib.metadata
 import json
 import os
 import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,7 @@ __all__ = [
     "Served",
     "export_digits",
     "peer_environment",
+    "serve_model_server",
     "serve_ours",
     "serve_peer",
     "write_photos",
@@ -140,6 +143,41 @@ def serve_ours(model_base_path: Path, engine: str, *flags: str) -> Iterator[Serv
     with ServerProcess(MODEL, model_base_path, f"--engine={engine}", *FLAGS, *flags) as server:
         target = server.addresses()["gRPC"]
         yield Served("predict", target, PREDICT.path, server.pid, "", time.monotonic() - began_s)
+
+
+@contextmanager
+def serve_model_server(model_base_path: Path) -> Iterator[Served]:
+    """TensorFlow Serving, as it runs a model by itself.
+
+    Raises PeerError if tensorflow_model_server is not on the PATH, or does not open its port.
+    """
+    program = shutil.which("tensorflow_model_server")
+    if program is None:
+        raise PeerError("tensorflow_model_server is not on the PATH")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began_s = time.monotonic()
+    process = subprocess.Popen(
+        [program, f"--port={port}", f"--model_name={MODEL}", f"--model_base_path={model_base_path}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not _is_open(port):  # which it is once the model is loaded
+            if process.poll() is not None or time.monotonic() > began_s + _START_TIMEOUT_S:
+                raise PeerError(f"tensorflow_model_server did not start: status {process.poll()}")
+            time.sleep(0.05)
+        start_s = time.monotonic() - began_s
+        yield Served("predict", f"127.0.0.1:{port}", PREDICT.path, process.pid, "", start_s)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def peer_environment(name: str, engine: str) -> Environment:

@@ -4,9 +4,10 @@
 
 On one exported EfficientNet-Lite0 and photographs of 500 pixels, with 8 and 32 callers that ask for one image
 at a time: the server with either engine, the peers on TensorFlow (peers/handwritten.py), each in an
-environment of its own in build/peers, and, without any server, the signature called in process and decoding
-with LiteRT's interpreters. Then the latency of all servers at 70% of what the best peer can do, and what a
-request for next to nothing costs the server.
+environment of its own in build/peers, TensorFlow Serving where tensorflow_model_server is on the PATH, and,
+without any server, the signature called in process and decoding with LiteRT's interpreters. Then the latency
+of all servers at 70% of what the best peer by hand can do, and what a request for next to nothing costs the
+server.
 
 All ways are taken in turn over several rounds, so that a machine whose speed drifts treats them alike, and
 servers whose turn it is not are stopped (SIGSTOP). What counts are the ratios; the rates are this machine's.
@@ -27,7 +28,16 @@ import tensorflow as tf
 from bare import cpu_count, decode_graph, litert, measure
 from environments import PeerError
 from result import ratios, write_result
-from servers import PEERS, Served, export_digits, peer_environment, serve_ours, serve_peer, write_photos
+from servers import (
+    PEERS,
+    Served,
+    export_digits,
+    peer_environment,
+    serve_model_server,
+    serve_ours,
+    serve_peer,
+    write_photos,
+)
 
 from graftserve.client.wire.contract import CLASSIFY_OUTPUTS, SERVING_DEFAULT
 from graftserve.export.verify import open_signatures
@@ -64,6 +74,11 @@ def main() -> None:
                 servers[peer] = stack.enter_context(_stopped(_serve_in_environment(peer, version)))
             except PeerError as exc:
                 errors[peer] = str(exc)
+        try:
+            model_server = stack.enter_context(_stopped(serve_model_server(version.parent)))
+            servers["tensorflow_model_server"] = model_server
+        except PeerError as exc:
+            errors["tensorflow_model_server"] = str(exc)
         peers = [peer for peer in PEERS if peer in servers]
         if not peers:
             raise SystemExit(f"expected a peer to compare with, but none starts: {errors}")

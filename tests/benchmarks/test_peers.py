@@ -36,6 +36,25 @@ def test_the_client_encodes_what_it_was_given() -> None:
     assert list(PredictRequest.FromString(encode(images)).inputs["image_bytes"].string_val) == images
 
 
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [("", "is not on the PATH"), ("#!/bin/sh\nexit 3\n", "did not start: status 3")],
+)
+def test_a_model_server_that_cannot_be_had_is_told(
+    program: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(_CODEC.parents[1]))
+    servers = importlib.import_module("servers")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if program:
+        file = tmp_path / "tensorflow_model_server"
+        file.write_text(program)
+        file.chmod(0o755)
+    expected = pytest.raises(servers.PeerError, match=f"tensorflow_model_server {message}")
+    with expected, servers.serve_model_server(tmp_path):
+        pass
+
+
 @pytest.fixture
 def client_peers(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark as a module; it finds its neighbours as a program does."""
