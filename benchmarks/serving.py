@@ -68,17 +68,14 @@ def main() -> None:
             f"graftserve {engine}": stack.enter_context(_stopped(serve_ours(version.parent, engine)))
             for engine in ("litert", "tensorflow")
         }
+        others = {peer: _serve_in_environment(peer, version) for peer in PEERS}
+        others["tensorflow_model_server"] = serve_model_server(version.parent)
         errors = {}
-        for peer in PEERS:
+        for name, server in others.items():
             try:
-                servers[peer] = stack.enter_context(_stopped(_serve_in_environment(peer, version)))
+                servers[name] = stack.enter_context(_stopped(server))
             except PeerError as exc:
-                errors[peer] = str(exc)
-        try:
-            model_server = stack.enter_context(_stopped(serve_model_server(version.parent)))
-            servers["tensorflow_model_server"] = model_server
-        except PeerError as exc:
-            errors["tensorflow_model_server"] = str(exc)
+                errors[name] = str(exc)
         peers = [peer for peer in PEERS if peer in servers]
         if not peers:
             raise SystemExit(f"expected a peer to compare with, but none starts: {errors}")
