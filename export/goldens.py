@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftserve.client.wire.contract import INT8_TOLERANCE
 from graftserve.training.files import write_atomically, write_json
 
 from .errors import VerificationError
@@ -19,7 +20,6 @@ EXTRA = "assets.extra"
 """The folder that TensorFlow keeps its hands off."""
 
 _TOLERANCE = 1e-3  # of a probability: GPUs round otherwise than CPUs
-_INT8_TOLERANCE = 0.05  # beside what int8 differs by anyway: other CPUs, other kernels
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def server_tolerance(folder: Path) -> float:
     document = _read_document(folder)
     try:
         int8_difference = document.get("int8_difference")
-        return _TOLERANCE if int8_difference is None else float(int8_difference) + _INT8_TOLERANCE
+        return _TOLERANCE if int8_difference is None else float(int8_difference) + INT8_TOLERANCE
     except (TypeError, ValueError, AttributeError) as error:
         raise _damaged(folder, error) from error
 

@@ -35,6 +35,7 @@ from graftserve.client.wire.contract import (
     FEATURES,
     IMAGE_BYTES,
     IMAGES,
+    INT8_TOLERANCE,
     PIXELS,
     SERVING_DEFAULT,
 )
@@ -46,7 +47,7 @@ from .loader import signature_def_map_of, signatures_of
 from .memory import release
 from .servable import Array, Servable, Signature
 
-__all__ = ["CONTRACT_FILE", "INT8_TOLERANCE", "TOLERANCE", "LiteRtServable", "can_load", "has_int8"]
+__all__ = ["CONTRACT_FILE", "TOLERANCE", "LiteRtServable", "can_load", "has_int8"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,9 +56,6 @@ CONTRACT_FILE = "assets.extra/contract.json"
 
 TOLERANCE = 1e-4
 """How far a probability of a golden image may be from the original model's."""
-
-INT8_TOLERANCE = 0.05
-"""How much farther it may be in int8 than where the version was exported: other CPUs, other kernels."""
 
 _DECODE = "assets.extra/decode.pb"
 _GOLDENS = "assets.extra/goldens"

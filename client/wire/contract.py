@@ -10,6 +10,7 @@ __all__ = [
     "FEATURES",
     "IMAGES",
     "IMAGE_BYTES",
+    "INT8_TOLERANCE",
     "PIXELS",
     "SERVING_DEFAULT",
     "SIGNATURE_OUTPUTS",
@@ -42,3 +43,7 @@ CLASSIFY_OUTPUTS: Final = ("classes", "scores", "valid")
 
 EMBED_OUTPUTS: Final = ("features", "valid")
 """What a client asks `features` for."""
+
+INT8_TOLERANCE: Final = 0.05
+"""How much farther a golden image's probability may be off in int8 than where the version was exported, by
+goldens.json: other CPUs have other kernels."""

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from graftserve.client.wire import Example
+from graftserve.client.wire.contract import INT8_TOLERANCE
 from graftserve.export.manifest import write_manifest
 from graftserve.serving.engines import ModelEngine
 from graftserve.serving.errors import Code, ServingError
 from graftserve.serving.flags import Options
-from graftserve.serving.litert import INT8_TOLERANCE, TOLERANCE, LiteRtServable, can_load
+from graftserve.serving.litert import TOLERANCE, LiteRtServable, can_load
 from graftserve.serving.loader import TensorFlowEngine
 from graftserve.serving.metrics import Metrics
 from graftserve.serving.servable import Array, Servable, ServableId
